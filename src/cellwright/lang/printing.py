@@ -1,0 +1,133 @@
+"""A cell's equations as text and as LaTeX, from its graph and the table of operators."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING
+
+from cellwright.ir import TABLE, Node
+
+if TYPE_CHECKING:
+    from cellwright.lang.spec import CellSpec
+
+_GREEK = {
+    "alpha", "beta", "gamma", "delta", "epsilon", "eta", "theta", "kappa", "lambda", "mu", "nu",
+    "xi", "rho", "sigma", "tau", "phi", "chi", "psi", "omega",
+}  # fmt: skip
+_SUM, _PRODUCT, _PREFIX, _ATOM = 2, 3, 4, 5
+Leaf = Callable[[Node], str]
+
+
+def number(value: float) -> str:
+    """A constant as one would write it: 2 rather than 2.0."""
+    return str(int(value)) if value == int(value) and abs(value) < 1e15 else repr(value)
+
+
+def expression(
+    root: Node, names: Mapping[Node, str], leaf: Leaf, style: str, *, inside: bool = False
+) -> str:
+    """``root`` written out; nodes in ``names`` are written by name.
+
+    Args:
+        root: what to write.
+        names: how the named values are written.
+        leaf: how the leaves are written.
+        style: "text" or "latex", a column of the table of operators.
+        inside: whether ``root`` itself may be written by its name.
+    """
+    return _write(root, names, leaf, style, 0, inside)
+
+
+def _write(
+    each: Node, names: Mapping[Node, str], leaf: Leaf, style: str, outer: int, by_name: bool = True
+) -> str:
+    if by_name and each in names:
+        return names[each]
+    operator = TABLE[each.op]
+    if each.op == "constant":
+        value = each.attribute("value")
+        return _bracket(number(value), _PREFIX if value < 0 else _ATOM, outer, style)
+    if operator.kind == "leaf":
+        return leaf(each)
+    call = operator.precedence == _ATOM
+    parts = []
+    for index, operand in enumerate(each.inputs):
+        # The right side of - and / needs brackets at equal precedence too.
+        strict = index > 0 and each.op in ("sub", "div", "matvec", "mul")
+        level = 0 if call else operator.precedence + (1 if strict else 0)
+        if each.op == "mul" and index > 0 and operand.op == "mul":
+            level = _PRODUCT
+        parts.append(_write(operand, names, leaf, style, level))
+    template = operator.latex if style == "latex" else operator.text
+    if style == "latex" and each.op == "div":
+        parts = [_write(operand, names, leaf, style, 0) for operand in each.inputs]
+        return rf"\frac{{{parts[0]}}}{{{parts[1]}}}"
+    if style == "latex" and each.op == "mul" and "constant" in [i.op for i in each.inputs]:
+        template = r"{0} \, {1}"
+    if "{*}" in template:
+        joined = ", ".join(parts)
+        text = template.replace("{{", "{").replace("}}", "}").replace("{*}", joined)
+        text += f"[{each.attribute('index')}]" if len(parts) > 1 and style == "text" else ""
+        text += f"_{{{each.attribute('index') + 1}}}" if len(parts) > 1 and style == "latex" else ""
+        return text
+    return _bracket(template.format(*parts), operator.precedence, outer, style)
+
+
+def _bracket(text: str, precedence: int, outer: int, style: str) -> str:
+    if precedence >= outer:
+        return text
+    return rf"\left({text}\right)" if style == "latex" else f"({text})"
+
+
+def equations(spec: CellSpec) -> str:
+    """One equation a line: ``c[t] = f[t] * c[t-1] + i[t] * g[t]``."""
+
+    def leaf(each: Node) -> str:
+        name = str(each.attribute("name"))
+        return {"input": f"{name}[t]", "state": f"{name}[t-1]"}.get(each.op, name)
+
+    return "\n".join(
+        f"{left} = {right}" for left, right in _lines(spec, leaf, "text", lambda name: f"{name}[t]")
+    )
+
+
+def latex(spec: CellSpec) -> str:
+    """The equations as an ``aligned`` block."""
+
+    def leaf(each: Node) -> str:
+        name = str(each.attribute("name"))
+        step = {"input": "t", "state": "t-1"}.get(each.op)
+        if step is not None:
+            return f"{_symbol(name)}_{{{step}}}"
+        group, _, member = name.partition(".")
+        return f"{_symbol(group)}_{{{_symbol(member)}}}" if member else _symbol(group)
+
+    rows = _lines(spec, leaf, "latex", lambda name: f"{_symbol(name)}_{{t}}")
+    body = " \\\\\n".join(f"{left} &= {right}" for left, right in rows)
+    return f"\\begin{{aligned}}\n{body}\n\\end{{aligned}}"
+
+
+def _symbol(name: str) -> str:
+    """A name in LaTeX: one letter in italics, Greek spelt out, a word upright."""
+    if name in _GREEK:
+        return f"\\{name}"
+    return name if len(name) == 1 else rf"\mathrm{{{name.replace('_', chr(92) + '_')}}}"
+
+
+def _lines(
+    spec: CellSpec, leaf: Leaf, style: str, write: Callable[[str], str]
+) -> list[tuple[str, str]]:
+    """(left side, right side) of each equation, states under their own names."""
+    written: dict[Node, str] = {}
+    rows: list[tuple[str, Node]] = []
+    state_names = {value: name for name, value in spec.next.items()}
+    for name, value in spec.names:
+        if TABLE[value.op].kind == "leaf" or value in written:
+            continue
+        written[value] = write(state_names.get(value, name))
+        rows.append((written[value], value))
+    result = [(left, expression(value, written, leaf, style)) for left, value in rows]
+    for name, value in spec.next.items():
+        if written.get(value) != write(name):
+            result.append((write(name), expression(value, written, leaf, style, inside=True)))
+    return result

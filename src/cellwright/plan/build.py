@@ -1,0 +1,271 @@
+"""The plan of a layer: what an engine has to compute, forward and backward, in which order.
+
+From a step's graph this makes
+
+* ``once``: values computed from parameters alone, once a call;
+* ``inputs``: values computed from ``x``, for all steps at once (every ``W @ x + b``);
+* the forward loop, in stages, with what it saves;
+* the backward loop, in stages, with the gradients that it carries, keeps and sums up;
+* the gradients of ``inputs`` and of ``once``, after the loop.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache
+
+from cellwright.autodiff import gradient
+from cellwright.ir import (
+    Matrix,
+    Node,
+    is_leaf,
+    leaf,
+    substitute,
+    topological,
+    verify,
+)
+from cellwright.lang import CellSpec, ParameterSpec
+from cellwright.plan.hoist import hoist
+from cellwright.plan.options import StepGraph, StepOptions, specialise
+from cellwright.plan.saving import choose
+from cellwright.plan.stages import Stage, cut
+
+
+@dataclass(frozen=True)
+class Outer:
+    """A contribution to a matrix's gradient: the sum of delta x operand over rows and steps."""
+
+    parameter: str
+    delta: Node
+    operand: Node
+    precision: str = "fp32"
+
+
+@dataclass(frozen=True)
+class Loop:
+    """The body of a time loop.
+
+    Attributes:
+        stages: what is computed at a step, in order.
+        roots: everything that is read after the stages.
+    """
+
+    stages: tuple[Stage, ...]
+    roots: tuple[Node, ...]
+
+    @property
+    def nodes(self) -> tuple[Node, ...]:
+        """All computed values in order."""
+        return tuple(each for stage in self.stages for each in stage.nodes)
+
+
+@dataclass(frozen=True)
+class Forward:
+    """The forward pass.
+
+    Attributes:
+        once, inputs: what is hoisted out of the loop, by name.
+        loop: the body.
+        next: state -> its value after the step.
+        output: the layer's output at the step.
+        trace: name -> traced value.
+        saved: name -> value that the backward pass reads, kept for every step.
+    """
+
+    once: Mapping[str, Node]
+    inputs: Mapping[str, Node]
+    loop: Loop
+    next: Mapping[str, Node]
+    output: Node
+    trace: Mapping[str, Node]
+    saved: Mapping[str, Node]
+
+
+@dataclass(frozen=True)
+class Gradients:
+    """Gradients that a graph yields for its leaves, by name.
+
+    Attributes:
+        values: state, hoisted value or ``x`` -> its gradient, one row a sequence.
+        vectors: vector parameter -> the contribution of one row at one step.
+        matrices: outer products, one or more for each matrix.
+    """
+
+    values: Mapping[str, Node]
+    vectors: Mapping[str, Node]
+    matrices: tuple[Outer, ...]
+
+    @property
+    def roots(self) -> tuple[Node, ...]:
+        """All nodes that have to be computed for them."""
+        pairs = (node for each in self.matrices for node in (each.delta, each.operand))
+        return (*self.values.values(), *self.vectors.values(), *pairs)
+
+
+@dataclass(frozen=True)
+class Backward:
+    """The backward pass; it reads the states before and after each step and ``saved``.
+
+    Leaves of kind ``cotangent`` are ``next.STATE`` (carried), ``output``, ``trace.NAME``; in the
+    graphs after the loop ``input.N`` and ``once.N``.
+
+    Attributes:
+        loop: the body, last step first.
+        states: state -> gradient with respect to the state before the step, carried.
+        hoisted: hoisted value -> its gradient at the step, kept (``input.N``) or summed
+            (``once.N``).
+        parameters: gradients of what the loop reads directly.
+        inputs: the gradients of the ``inputs`` graph.
+        once: the gradients of the ``once`` graph.
+    """
+
+    loop: Loop
+    states: Mapping[str, Node]
+    hoisted: Mapping[str, Node]
+    parameters: Gradients
+    inputs: Gradients
+    once: Gradients
+
+
+@dataclass(frozen=True)
+class Plan:
+    """All that an engine needs to know of a layer."""
+
+    spec: CellSpec
+    options: StepOptions
+    graph: StepGraph
+    forward: Forward
+    backward: Backward
+    parameters: tuple[ParameterSpec, ...] = field(default=())
+
+
+@lru_cache(maxsize=512)
+def build(spec: CellSpec, options: StepOptions | None = None) -> Plan:
+    """The plan for a cell with the given options; kept, so asking again costs nothing."""
+    options = options or StepOptions()
+    graph = specialise(spec, options)
+    hoisted = hoist(graph.roots, [each.name for each in graph.parameters])
+    step = graph.map(lambda _: hoisted.roots)
+    verify(hoisted.once.values(), leaves=("parameter",))
+    verify(hoisted.inputs.values(), leaves=("input", "parameter", "stream", "value"))
+    verify(step.roots, leaves=("state", "parameter", "stream", "value"))
+    saved, backward = _differentiate(step, hoisted.once, hoisted.inputs)
+    forward = Forward(
+        once=hoisted.once,
+        inputs=hoisted.inputs,
+        loop=_loop([*step.roots, *saved.values()]),
+        next=step.next,
+        output=step.output,
+        trace=step.trace,
+        saved=saved,
+    )
+    return Plan(spec, options, step, forward, backward, graph.parameters)
+
+
+def _loop(roots: Iterable[Node]) -> Loop:
+    roots = tuple(dict.fromkeys(roots))
+    return Loop(cut(roots), roots)
+
+
+def cotangent(name: str, of: Node) -> Node:
+    """The leaf for a gradient that arrives from outside a graph."""
+    return leaf("cotangent", name, of.vector)
+
+
+def _leaves(roots: Iterable[Node], *kinds: str) -> list[Node]:
+    return [each for each in topological(roots) if each.op in kinds]
+
+
+def _name(each: Node) -> str:
+    return str(each.attribute("name"))
+
+
+def _differentiate(
+    step: StepGraph, once: Mapping[str, Node], inputs: Mapping[str, Node]
+) -> tuple[dict[str, Node], Backward]:
+    seeds: dict[Node, Node] = {}
+    arriving = [(f"next.{name}", value) for name, value in step.next.items()]
+    arriving += [("output", step.output)]
+    arriving += [(f"trace.{name}", value) for name, value in step.trace.items()]
+    for name, value in arriving:
+        seed = cotangent(name, value)
+        seeds[value] = seeds[value] + seed if value in seeds else seed
+    wrt = _leaves(step.roots, "state", "value", "parameter")
+    found = gradient(seeds, wrt)
+    adjoint = _sort(found)
+    saved, adjoint = _connect(step, adjoint)
+    roots = [*adjoint.roots]
+    verify(roots, leaves=("state", "parameter", "stream", "value", "cotangent"))
+    is_state = {_name(each) for each in wrt if each.op == "state"}
+    return saved, Backward(
+        loop=_loop(roots),
+        states={n: value for n, value in adjoint.values.items() if n in is_state},
+        hoisted={n: value for n, value in adjoint.values.items() if n not in is_state},
+        parameters=Gradients({}, adjoint.vectors, adjoint.matrices),
+        inputs=_differentiate_hoisted(inputs, ("input", "parameter", "value")),
+        once=_differentiate_hoisted(once, ("parameter",)),
+    )
+
+
+def _differentiate_hoisted(graph: Mapping[str, Node], kinds: Sequence[str]) -> Gradients:
+    seeds = {value: cotangent(name, value) for name, value in graph.items()}
+    found = _sort(gradient(seeds, _leaves(graph.values(), *kinds)))
+    verify(found.roots, leaves=("input", "parameter", "stream", "value", "cotangent"))
+    return found
+
+
+def _sort(found: Mapping[Node, Node]) -> Gradients:
+    """Gradients by the kind of leaf they belong to."""
+    values: dict[str, Node] = {}
+    vectors: dict[str, Node] = {}
+    matrices: list[Outer] = []
+    for each, value in found.items():
+        if isinstance(each.type, Matrix):
+            for outer in _summands(value):
+                precision = dict(outer.attributes).get("precision", "fp32")
+                matrices.append(Outer(_name(each), *outer.inputs, precision))
+        elif each.op == "parameter":
+            vectors[_name(each)] = value
+        else:
+            values[_name(each)] = value
+    return Gradients(values, vectors, tuple(matrices))
+
+
+def _summands(value: Node) -> list[Node]:
+    """The outer products that a matrix's gradient is the sum of."""
+    if value.op == "add":
+        return [each for source in value.inputs for each in _summands(source)]
+    assert value.op == "outer", f"a matrix's gradient is made of outer products, not {value.op}"
+    return [value]
+
+
+def _connect(step: StepGraph, adjoint: Gradients) -> tuple[dict[str, Node], Gradients]:
+    """Let the gradient graph read saved values and states instead of the forward graph."""
+    forward = set(topological(step.roots))
+    after = {
+        value: leaf("value", f"next.{name}", value.vector)
+        for name, value in step.next.items()
+        if not is_leaf(value)
+    }
+    needed = [
+        source
+        for each in topological(adjoint.roots)
+        if each not in forward
+        for source in each.inputs
+        if source in forward
+    ]
+    needed += [root for root in adjoint.roots if root in forward]
+    states = _leaves(step.roots, "state")
+    chosen = choose(dict.fromkeys(needed), [*states, *after])
+    saved = {f"saved.{index}": each for index, each in enumerate(chosen)}
+    as_leaf = {**after, **{each: leaf("value", n, each.type) for n, each in saved.items()}}
+    changed = iter(substitute(adjoint.roots, as_leaf))
+    return saved, Gradients(
+        values={name: next(changed) for name in adjoint.values},
+        vectors={name: next(changed) for name in adjoint.vectors},
+        matrices=tuple(
+            Outer(each.parameter, next(changed), next(changed), each.precision)
+            for each in adjoint.matrices
+        ),
+    )
