@@ -1,0 +1,105 @@
+"""The catalogue of cells, and the way to a cell in a file of one's own.
+
+The equations are in the family modules beside this one; a family is imported when one of
+its cells is asked for.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+from cellwright.errors import UsageError
+
+if TYPE_CHECKING:
+    from cellwright.lang import CellSpec
+
+__all__ = ["get", "load", "names"]
+
+_FAMILIES = {
+    "elman": ("elman", "elman_relu"),
+    "lstm": ("cec", "lstm_1997", "lstm", "lstm_no_output_activation"),
+    "peephole": ("peephole_lstm", "peephole_lstm_cell_only"),
+    "odyssey": (
+        "odyssey_vanilla",
+        "odyssey_nig",
+        "odyssey_nfg",
+        "odyssey_nog",
+        "odyssey_niaf",
+        "odyssey_noaf",
+        "odyssey_cifg",
+        "odyssey_np",
+        "odyssey_fgr",
+    ),
+    "gru": ("gru", "gru_v1", "gru_update_new", "mgu", "ugrnn"),
+    "mutated": ("mut1", "mut2", "mut3"),
+    "minimal": ("janet", "indrnn", "mingru", "minlstm", "sru"),
+    "highway": ("rhn",),
+    "continuous": ("lem",),
+    "exponential": ("slstm",),
+    "normalised": ("layer_norm_lstm",),
+    "projected": ("lstm_projection",),
+}
+_FAMILY_OF = {name: family for family, members in _FAMILIES.items() for name in members}
+
+
+def names() -> list[str]:
+    """Return the names of all cells in the catalogue, family by family.
+
+    >>> "gru" in names()
+    True
+    """
+    return list(_FAMILY_OF)
+
+
+def get(name: str) -> CellSpec:
+    """Return the cell of that name from the catalogue.
+
+    Raises `UsageError`, with the names that come near, where there is none.
+
+    >>> get("gru").title
+    'GRU, reset after the product'
+    """
+    family = _FAMILY_OF.get(name) if isinstance(name, str) else None
+    if family is None:
+        raise UsageError(_no_such_name(name))
+    found: CellSpec = getattr(import_module(f"{__name__}.{family}"), name)
+    return found
+
+
+def load(reference: str | os.PathLike[str]) -> CellSpec:
+    """Return a cell by reference: a name in the catalogue, or "path/to/file.py:cell_name".
+
+    A path without a cell's name is enough where the file has one cell. The file is run
+    once, as a module; it is run again only after it has changed.
+
+    Raises `UsageError` where the name, the file or the cell does not exist, and `CellError`
+    where the file cannot be run.
+
+    >>> load("lstm").name
+    'lstm'
+    """
+    if isinstance(reference, os.PathLike):
+        reference = os.fspath(reference)
+    if not isinstance(reference, str):
+        raise UsageError(
+            "a cell is referred to by a name in the catalogue or by 'path/to/file.py:cell_name'; "
+            f"got {reference!r}"
+        )
+    if reference in _FAMILY_OF:
+        return get(reference)
+    if ".py" not in reference and not {":", "/", os.sep} & set(reference):
+        raise UsageError(
+            _no_such_name(reference) + "; a cell of your own is 'path/to/file.py:cell_name'"
+        )
+    from cellwright.cells._files import load_from_file
+
+    return load_from_file(reference)
+
+
+def _no_such_name(name: object) -> str:
+    near = difflib.get_close_matches(name.lower(), names(), n=5) if isinstance(name, str) else []
+    hint = f"did you mean {', '.join(near)}?" if near else f"the catalogue has {', '.join(names())}"
+    return f"no cell is named {name!r} in the catalogue; {hint}"

@@ -1,0 +1,96 @@
+"""Cells in a user's own file: find the file, run it as a module, pick the cell out."""
+
+from __future__ import annotations
+
+import hashlib
+import sys
+import traceback
+import types
+from pathlib import Path
+
+from cellwright.errors import CellError, CellwrightError, UsageError
+from cellwright.lang import CellSpec
+
+
+def load_from_file(reference: str) -> CellSpec:
+    """Return the cell that "path/to/file.py:cell_name" or "path/to/file.py" refers to."""
+    path, name = _split(reference)
+    module = _run_once(path)
+    cells = {key: value for key, value in vars(module).items() if isinstance(value, CellSpec)}
+    found = f"cells in the file: {', '.join(cells) or 'none'}"
+    if name is None:
+        if len(cells) == 1:
+            return next(iter(cells.values()))
+        raise UsageError(f"which cell of {path}? write '{path}:cell_name'; {found}")
+    if name in cells:
+        return cells[name]
+    if name in vars(module):
+        kind = type(getattr(module, name)).__name__
+        raise UsageError(
+            f"{name!r} in {path} is a {kind}, not a cell; a cell has @cell(state=...) above its "
+            f"def; {found}"
+        )
+    raise UsageError(f"no cell is named {name!r} in {path}; {found}")
+
+
+def _split(reference: str) -> tuple[Path, str | None]:
+    head, colon, last = reference.rpartition(":")
+    # "C:\cells.py" has a colon and no cell's name.
+    name = last if colon and not last.endswith(".py") else None
+    if name is None:
+        head = reference
+    path = Path(head).expanduser()
+    if name is not None and not name.isidentifier():
+        raise UsageError(
+            f"{reference!r} does not name a cell after the last colon; expected "
+            "'path/to/file.py:cell_name'"
+        )
+    if not path.exists():
+        raise UsageError(f"no file {path} (from {reference!r}, in the folder {Path.cwd()})")
+    if not path.is_file():
+        raise UsageError(f"{path} is not a file; expected 'path/to/file.py:cell_name'")
+    return path.resolve(), name
+
+
+def _run_once(path: Path) -> types.ModuleType:
+    """Run the file under a module name made of its path, so that its cells can be pickled."""
+    source = _read(path)
+    digest = hashlib.sha256(source).hexdigest()
+    name = f"cellwright_file_{path.stem}_{hashlib.sha256(str(path).encode()).hexdigest()[:12]}"
+    earlier = sys.modules.get(name)
+    if earlier is not None and earlier.__dict__.get("__cellwright_digest__") == digest:
+        return earlier
+    module = types.ModuleType(name)
+    module.__file__ = str(path)
+    module.__dict__["__cellwright_digest__"] = digest
+    sys.modules[name] = module
+    try:
+        exec(compile(source, str(path), "exec", dont_inherit=True), module.__dict__)
+    except BaseException as error:
+        if earlier is None:
+            del sys.modules[name]
+        else:
+            sys.modules[name] = earlier
+        if isinstance(error, CellwrightError) or not isinstance(error, Exception):
+            raise
+        raise CellError(_what_went_wrong(path, error)) from error
+    return module
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise UsageError(f"{path} cannot be read: {error.strerror}") from error
+
+
+def _what_went_wrong(path: Path, error: Exception) -> str:
+    if isinstance(error, SyntaxError) and error.lineno is not None:
+        return f"{error.filename or path}:{error.lineno}: {type(error).__name__}: {error.msg}"
+    lines = [
+        frame.lineno
+        for frame in traceback.extract_tb(error.__traceback__)
+        if frame.filename == str(path)
+    ]
+    where = f"{path}:{lines[-1]}" if lines else str(path)
+    return f"{where}: running the file raised {type(error).__name__}: {error}"

@@ -1,0 +1,11 @@
+"""Engines carry out plans; the reference engine does so with ordinary torch operations."""
+
+from cellwright.engines.choice import Choice, choose, engine, get, names
+from cellwright.engines.operator import run
+from cellwright.engines.protocol import Call, Cotangents, Engine, Gradients, Result
+from cellwright.engines.signature import Signature, Slice, parse
+
+__all__ = [
+    "Call", "Choice", "Cotangents", "Engine", "Gradients", "Result", "Signature", "Slice",
+    "choose", "engine", "get", "names", "parse", "run",
+]  # fmt: skip

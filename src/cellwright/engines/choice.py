@@ -1,0 +1,86 @@
+"""Which engine runs a recurrence, and why."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+
+import torch
+
+from cellwright.engines.protocol import Engine
+from cellwright.engines.signature import Signature
+from cellwright.errors import EngineError, UsageError
+
+# In the order of preference; modules are imported when first considered.
+_ENGINES = {"reference": ("cellwright.engines.reference", "ReferenceEngine")}
+_loaded: dict[str, Engine] = {}
+_wanted: ContextVar[str | None] = ContextVar("cellwright_engine", default=None)
+
+
+@dataclass(frozen=True)
+class Choice:
+    """An engine and the reason why it was chosen."""
+
+    engine: Engine
+    reason: str
+
+
+def names() -> list[str]:
+    """Names of the engines, the preferred first."""
+    return list(_ENGINES)
+
+
+def get(name: str) -> Engine:
+    """The engine of that name."""
+    if name not in _ENGINES:
+        raise UsageError(f"there is no engine {name!r}; there are {', '.join(_ENGINES)}")
+    if name not in _loaded:
+        module, member = _ENGINES[name]
+        _loaded[name] = getattr(importlib.import_module(module), member)()
+    return _loaded[name]
+
+
+@contextmanager
+def engine(name: str) -> Iterator[None]:
+    """Let one engine run every recurrence inside the ``with`` block.
+
+    Args:
+        name: "reference".
+
+    Raises:
+        UsageError: if there is no such engine.
+        EngineError: inside the block, where that engine cannot run a recurrence.
+
+    Example:
+        >>> import torch, cellwright as cw
+        >>> layer = cw.nn.Recurrent("gru", input_size=3, hidden_size=4)
+        >>> with cw.engine("reference"):
+        ...     y, state = layer(torch.zeros(5, 2, 3))
+    """
+    get(name)
+    token = _wanted.set(name)
+    try:
+        yield
+    finally:
+        _wanted.reset(token)
+
+
+def choose(signature: Signature, device: torch.device, dtype: torch.dtype) -> Choice:
+    """The engine that will run a recurrence on tensors of that device and dtype."""
+    wanted = _wanted.get()
+    if wanted is not None:
+        objection = get(wanted).objection(signature, device, dtype)
+        if objection:
+            raise EngineError(f"engine {wanted!r} was asked for, but {objection}")
+        return Choice(get(wanted), f'asked for by cellwright.engine("{wanted}")')
+    objections = []
+    for name in _ENGINES:
+        objection = get(name).objection(signature, device, dtype)
+        if objection is None:
+            reason = "; ".join(objections) or "it runs every cell, device and dtype"
+            return Choice(get(name), reason)
+        objections.append(f"not {name}: {objection}")
+    raise EngineError(f"no engine can run cell {signature.spec.name}: {'; '.join(objections)}")

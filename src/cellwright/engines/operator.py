@@ -1,0 +1,199 @@
+"""The recurrence as an operator of torch.
+
+Two operators, the loop and its gradient, stand between the layers and the engines. Each is
+one node for ``torch.compile`` and ``torch.export``, whatever the number of steps. Second
+derivatives, and everything under ``torch.func``, go through plain torch operations instead
+(:func:`cellwright.engines.reference.differentiable`), which torch differentiates itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from cellwright.engines import choice
+from cellwright.engines.protocol import Call, Cotangents, Result
+from cellwright.engines.reference import differentiable
+from cellwright.engines.signature import parse
+
+
+@torch.library.custom_op("cellwright::recurrence", mutates_args=())
+def _recurrence(
+    x: Tensor,
+    states: Sequence[Tensor],
+    weights: Sequence[Tensor],
+    streams: Sequence[Tensor],
+    signature: str,
+    reverse: bool,
+    keep: bool,
+    engine: str,
+) -> list[Tensor]:
+    call = Call(parse(signature), x, states, weights, streams, reverse)
+    result = choice.get(engine).forward(call, keep=keep)
+    return _separate([result.output, *result.states, *result.trace, *result.kept], call)
+
+
+def _separate(outputs: list[Tensor], call: Call) -> list[Tensor]:
+    """Outputs in memory of their own, as an operator of torch has to return them."""
+    taken = {each.untyped_storage().data_ptr() for each in (call.x, *call.states)}
+    separate = []
+    for each in outputs:
+        place = each.untyped_storage().data_ptr()
+        separate.append(each.clone() if place in taken else each.contiguous())
+        taken.add(separate[-1].untyped_storage().data_ptr())
+    return separate
+
+
+@_recurrence.register_fake
+def _(x, states, weights, streams, signature, reverse, keep, engine):  # type: ignore[no-untyped-def]
+    parsed = parse(signature)
+    forward, size = parsed.plan.forward, parsed.size
+    steps, rows, space = x.shape[0], x.shape[1], x.shape[3:]
+    names = [each.name for each in parsed.plan.graph.states]
+
+    def sequence(node):  # type: ignore[no-untyped-def]
+        return x.new_empty((steps, rows, size[node.size], *space))
+
+    kept = [*(forward.next[name] for name in names), *forward.saved.values()] if keep else []
+    return [
+        sequence(forward.output),
+        *(torch.empty_like(each) for each in states),
+        *(sequence(each) for each in forward.trace.values()),
+        *(sequence(each) for each in kept),
+    ]
+
+
+@torch.library.custom_op("cellwright::recurrence_backward", mutates_args=())
+def _recurrence_backward(
+    d_output: Tensor,
+    d_states: Sequence[Tensor],
+    d_trace: Sequence[Tensor],
+    x: Tensor,
+    states: Sequence[Tensor],
+    weights: Sequence[Tensor],
+    streams: Sequence[Tensor],
+    kept: Sequence[Tensor],
+    signature: str,
+    reverse: bool,
+    need_x: bool,
+    engine: str,
+) -> list[Tensor]:
+    call = Call(parse(signature), x, states, weights, streams, reverse)
+    cotangents = Cotangents(d_output, d_states, d_trace)
+    found = choice.get(engine).backward(call, kept, cotangents, need_x=need_x)
+    d_x = x.new_empty(0) if found.x is None else found.x
+    return [each.clone() for each in (d_x, *found.states, *found.weights)]
+
+
+@_recurrence_backward.register_fake
+def _(  # type: ignore[no-untyped-def]
+    d_output, d_states, d_trace, x, states, weights, streams, kept, signature, reverse, need_x, engine
+):
+    d_x = torch.empty_like(x) if need_x else x.new_empty(0)
+    return [d_x, *(torch.empty_like(each) for each in (*states, *weights))]
+
+
+def _remember_forward(ctx: Any, inputs: tuple[Any, ...], output: list[Tensor]) -> None:
+    x, states, weights, streams, signature, reverse, _, engine = inputs
+    plan = parse(signature).plan
+    results = 1 + len(states) + len(plan.forward.trace)
+    ctx.counts = [len(states), len(weights), len(streams), len(output) - results]
+    ctx.call = signature, reverse, engine
+    ctx.results = results
+    ctx.need_x = x.requires_grad
+    ctx.save_for_backward(x, *states, *weights, *streams, *output[results:])
+    ctx.like = [(each.shape, each.dtype, each.device) for each in output[:results]]
+
+
+def _split(tensors: Sequence[Tensor], counts: Sequence[int]) -> list[list[Tensor]]:
+    parts, start = [], 0
+    for count in counts:
+        parts.append(list(tensors[start : start + count]))
+        start += count
+    return parts
+
+
+def _differentiate_forward(ctx: Any, gradients: list[Tensor | None]) -> tuple[Any, ...]:
+    x, *rest = ctx.saved_tensors
+    states, weights, streams, kept = _split(rest, ctx.counts)
+    given = [
+        torch.zeros(shape, dtype=dtype, device=device) if gradient is None else gradient
+        for gradient, (shape, dtype, device) in zip(
+            gradients[: ctx.results], ctx.like, strict=True
+        )
+    ]
+    signature, reverse, engine = ctx.call
+    d_output, d_states, d_trace = given[0], given[1 : 1 + len(states)], given[1 + len(states) :]
+    d_x, *found = torch.ops.cellwright.recurrence_backward(
+        d_output, d_states, d_trace, x, states, weights, streams, kept,
+        signature, reverse, ctx.need_x, engine,
+    )  # fmt: skip
+    d_before, d_weights = _split(found, [len(states), len(weights)])
+    nothing = [None] * len(streams)
+    return d_x if ctx.need_x else None, d_before, d_weights, nothing, None, None, None, None
+
+
+_recurrence.register_autograd(_differentiate_forward, setup_context=_remember_forward)
+
+
+def _remember_backward(ctx: Any, inputs: tuple[Any, ...], output: list[Tensor]) -> None:
+    d_output, d_states, d_trace, x, states, weights, streams, kept = inputs[:8]
+    ctx.signature, ctx.reverse, ctx.need_x = inputs[8:11]
+    ctx.counts = [1, len(d_states), len(d_trace), 1, len(states), len(weights), len(streams)]
+    ctx.kept = len(kept)
+    ctx.save_for_backward(d_output, *d_states, *d_trace, x, *states, *weights, *streams)
+
+
+def _differentiate_backward(ctx: Any, gradients: list[Tensor]) -> tuple[Any, ...]:
+    """Second derivatives: the forward pass again, with torch's autograd twice over it."""
+    parts = _split(ctx.saved_tensors, ctx.counts)
+    with torch.enable_grad():
+        given = [[each.detach().requires_grad_() for each in part] for part in parts[:6]]
+        (d_output,), d_states, d_trace, (x,), states, weights = given
+        call = Call(parse(ctx.signature), x, states, weights, parts[6], ctx.reverse)
+        result = differentiable(call)
+        results = [result.output, *result.states, *result.trace]
+        wanted = [*([x] if ctx.need_x else []), *states, *weights]
+        found = torch.autograd.grad(
+            results, wanted, [d_output, *d_states, *d_trace], create_graph=True,
+            allow_unused=True, materialize_grads=True,
+        )  # fmt: skip
+        arriving = gradients if ctx.need_x else gradients[1:]
+        flat = [each for part in given for each in part]
+        pairs = [(f, g) for f, g in zip(found, arriving, strict=True) if f.requires_grad]
+        second = torch.autograd.grad(
+            [f for f, _ in pairs], flat, [g for _, g in pairs], allow_unused=True
+        )
+    (d2_output,), d2_states, d2_trace, (d2_x,), d2_before, d2_weights = _split(
+        second, ctx.counts[:6]
+    )
+    streams, kept = [None] * ctx.counts[6], [None] * ctx.kept
+    return (
+        d2_output, d2_states, d2_trace, d2_x, d2_before, d2_weights, streams, kept,
+        None, None, None, None,
+    )  # fmt: skip
+
+
+_recurrence_backward.register_autograd(_differentiate_backward, setup_context=_remember_backward)
+
+
+def run(call: Call) -> Result:
+    """Carry out a recurrence so that torch can differentiate, compile and export it."""
+    if not torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active():
+        return differentiable(call)
+    chosen = choice.choose(call.signature, call.x.device, call.x.dtype).engine.name
+    tensors = (call.x, *call.states, *call.weights)
+    keep = torch.is_grad_enabled() and any(each.requires_grad for each in tensors)
+    outputs = torch.ops.cellwright.recurrence(
+        call.x, list(call.states), list(call.weights), list(call.streams),
+        call.signature.text, call.reverse, keep, chosen,
+    )  # fmt: skip
+    states = len(call.states)
+    trace = len(call.signature.plan.forward.trace)
+    output, after, traced, _ = [
+        outputs[0], outputs[1 : 1 + states], outputs[1 + states : 1 + states + trace], None
+    ]  # fmt: skip
+    return Result(output, list(after), list(traced), [])

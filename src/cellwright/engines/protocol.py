@@ -1,0 +1,93 @@
+"""What an engine is: the one interface between the layers and what runs underneath."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from cellwright.engines.signature import Signature
+
+
+@dataclass(frozen=True)
+class Call:
+    """One recurrence over a whole sequence.
+
+    Attributes:
+        signature: the cell, options and sizes.
+        x: input, (T, B, input) or, for a convolution, (T, B, input, *space).
+        states: the states before the first step, (B, size) each, in the cell's order.
+        weights: tensors in which the parameters lie, see ``signature.slices``.
+        streams: masks in the order of the plan's streams: (T, B, size) or (B, size).
+        reverse: from the last step to the first.
+    """
+
+    signature: Signature
+    x: Tensor
+    states: Sequence[Tensor]
+    weights: Sequence[Tensor]
+    streams: Sequence[Tensor]
+    reverse: bool
+
+    @property
+    def steps(self) -> range:
+        """The steps in the order of the loop."""
+        count = self.x.shape[0]
+        return range(count - 1, -1, -1) if self.reverse else range(count)
+
+
+@dataclass(frozen=True)
+class Result:
+    """What the forward pass yields; every list is in the plan's order.
+
+    Attributes:
+        output: (T, B, size).
+        states: after the last step.
+        trace: traced values, (T, B, size) each.
+        kept: for the backward pass: every state after each step, then every saved value.
+    """
+
+    output: Tensor
+    states: list[Tensor]
+    trace: list[Tensor]
+    kept: list[Tensor]
+
+
+@dataclass(frozen=True)
+class Cotangents:
+    """Gradients of the loss with respect to a :class:`Result`."""
+
+    output: Tensor
+    states: Sequence[Tensor]
+    trace: Sequence[Tensor]
+
+
+@dataclass(frozen=True)
+class Gradients:
+    """Gradients of the loss with respect to a :class:`Call`; ``x`` is None if not asked for."""
+
+    x: Tensor | None
+    states: list[Tensor]
+    weights: list[Tensor]
+
+
+class Engine(Protocol):
+    """Carries out plans."""
+
+    name: str
+
+    def objection(
+        self, signature: Signature, device: torch.device, dtype: torch.dtype
+    ) -> str | None:
+        """Why this engine cannot run the signature there; None if it can."""
+
+    def forward(self, call: Call, *, keep: bool) -> Result:
+        """Run the loop; ``keep`` what the backward pass needs."""
+
+    def backward(
+        self, call: Call, kept: Sequence[Tensor], cotangents: Cotangents, *, need_x: bool
+    ) -> Gradients:
+        """Run the gradient loop."""

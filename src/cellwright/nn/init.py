@@ -1,0 +1,131 @@
+"""Initialisation schemes for every cell."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+from torch.nn import init
+
+from cellwright.errors import InputError
+from cellwright.ir import INPUT, Matrix, topological
+from cellwright.lang import CellSpec, ParameterSpec
+
+SCHEMES = ("default", "orthogonal", "chrono", "forget_bias")
+
+
+def parse(scheme: str) -> list[tuple[str, float | None]]:
+    """``"orthogonal+chrono:784"`` as pairs of name and number."""
+    if not isinstance(scheme, str):
+        raise InputError(f"init: expected a string such as 'orthogonal', got {scheme!r}")
+    steps = []
+    for part in scheme.split("+"):
+        name, colon, number = part.strip().partition(":")
+        if name not in SCHEMES:
+            raise InputError(f"init: {name!r} is not a scheme; there are {', '.join(SCHEMES)}")
+        try:
+            value = float(number) if colon else None
+        except ValueError:
+            raise InputError(f"init: {part!r} should end with a number") from None
+        if value is not None and name in ("default", "orthogonal"):
+            raise InputError(f"init: {name} takes no number, got {part!r}")
+        if name == "chrono" and (value is None or value < 2):
+            raise InputError(
+                "init: chrono needs the longest dependency in steps, at least 2, "
+                f"as in 'chrono:784'; got {part!r}"
+            )
+        steps.append((name, value))
+    return steps
+
+
+def biases(spec: CellSpec, member: str | None) -> set[str]:
+    """Vector parameters of that member which are only ever added: its biases."""
+    if member is None:
+        return set()
+    found, other = set(), set()
+    for each in topological([*spec.next.values(), *spec.watch.values()]):
+        for source in each.inputs:
+            if source.op == "parameter" and not isinstance(source.type, Matrix):
+                (found if each.op == "add" else other).add(str(source.attribute("name")))
+    return {name for name in found - other if name.rpartition(".")[2] == member}
+
+
+@torch.no_grad()
+def initialise(
+    spec: CellSpec,
+    scheme: str,
+    members: Sequence[tuple[ParameterSpec, Tensor]],
+    hidden_size: int,
+) -> None:
+    """Fill the parameters of one layer.
+
+    Args:
+        spec: the cell.
+        scheme: ``"default"`` is torch.nn's: uniform in +-1/sqrt(hidden_size). ``"orthogonal"``:
+            recurrent matrices orthogonal (Saxe et al. 2014), input matrices Glorot uniform,
+            biases zero. ``"forget_bias:1"``: the forget gate's bias (Jozefowicz et al. 2015).
+            ``"chrono:T"``: forget bias log(uniform(1, T - 1)), the input gate's its negative
+            (Tallec & Ollivier 2018). Joined by ``+``, applied in order.
+        members: each parameter with the tensor (or view) that holds it.
+        hidden_size: number of hidden units.
+
+    A parameter with a constant initial value in its cell has that value under every scheme.
+    """
+    for name, value in parse(scheme):
+        if name in ("chrono", "forget_bias"):
+            _gate_biases(spec, members, name, value)
+            continue
+        fill = _default(hidden_size) if name == "default" else _orthogonal
+        for parameter, tensor in members:
+            if parameter.initial is None:
+                fill(parameter, tensor)
+            else:
+                tensor.fill_(parameter.initial)
+
+
+def _default(hidden_size: int) -> Callable[[ParameterSpec, Tensor], None]:
+    bound = 1.0 / math.sqrt(hidden_size)
+
+    def fill(parameter: ParameterSpec, tensor: Tensor) -> None:
+        tensor.uniform_(-bound, bound)
+
+    return fill
+
+
+def _orthogonal(parameter: ParameterSpec, tensor: Tensor) -> None:
+    kind = parameter.type
+    if not isinstance(kind, Matrix):
+        tensor.zero_()
+    elif kind.columns == INPUT:
+        init.xavier_uniform_(tensor) if tensor.numel() else None
+    elif tensor.dim() == 2:
+        for block in tensor.chunk(kind.blocks):
+            init.orthogonal_(block)
+    else:
+        init.orthogonal_(tensor)
+
+
+def _gate_biases(
+    spec: CellSpec, members: Sequence[tuple[ParameterSpec, Tensor]], name: str, value: float | None
+) -> None:
+    forget, admit = biases(spec, spec.forget_gate), biases(spec, spec.input_gate)
+    if not forget:
+        raise InputError(
+            f"init: {name} needs a bias of the gate that keeps the old state; cell {spec.name} "
+            f"names none (see forget_gate= of @cell)"
+        )
+    drawn: Tensor | None = None
+    for parameter, tensor in members:
+        if parameter.name in forget:
+            if name == "forget_bias":
+                tensor.fill_(1.0 if value is None else value)
+            else:
+                tensor.uniform_(1.0, max(float(value or 2.0) - 1.0, 1.0)).log_()
+                drawn = tensor
+    for parameter, tensor in members:
+        if name == "chrono" and parameter.name in admit and drawn is not None:
+            tensor.copy_(-drawn)
+
+

@@ -1,0 +1,318 @@
+"""What every recurrent layer shares: layers, directions, options, and the call of the engine."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
+
+from cellwright import cells
+from cellwright.engines import Call, Signature, run
+from cellwright.errors import InputError
+from cellwright.lang import CellSpec
+from cellwright.nn import layout, masks
+from cellwright.nn.state import check_state, read_state, state_type
+from cellwright.plan import StepOptions, build, read_by_matrices
+
+
+class RecurrentStack(nn.Module):
+    """Layers of one cell, in one or two directions, over sequences.
+
+    Subclasses make the parameters and say with :meth:`layer_weights` how the equations'
+    parameters lie in them.
+    """
+
+    spatial = 0  # dimensions of space, for layers in which @ is a convolution
+
+    def __init__(
+        self,
+        cell: CellSpec | str,
+        input_size: int,
+        hidden_size: int,
+        num_layers: int,
+        *,
+        bidirectional: bool,
+        batch_first: bool,
+        dropout: float,
+        recurrent_dropout: float,
+        zoneout: float | Mapping[str, float],
+        layer_norm: bool,
+        heads: int,
+        learn_initial_state: bool,
+        grad_clip: float | None,
+        precision: str,
+        sizes: Mapping[str, int] | None,
+    ):
+        super().__init__()
+        self.cell = cells.get(cell) if isinstance(cell, str) else cell
+        if not isinstance(self.cell, CellSpec):
+            raise InputError(
+                f"cell: expected a cell (see @cellwright.cell) or the name of one, "
+                f"got {type(cell).__name__}"
+            )
+        for name, number in (("input_size", input_size), ("hidden_size", hidden_size),
+                             ("num_layers", num_layers), ("heads", heads)):  # fmt: skip
+            _check_count(name, number, least=0 if name == "input_size" else 1)
+        self.input_size, self.hidden_size, self.num_layers = input_size, hidden_size, num_layers
+        self.bidirectional, self.batch_first = bool(bidirectional), bool(batch_first)
+        self.dropout = _rate("dropout", dropout, most=1.0)
+        self.recurrent_dropout = _rate("recurrent_dropout", recurrent_dropout)
+        self.zoneout = _zoneout(zoneout, self.cell)
+        self.layer_norm, self.heads = bool(layer_norm), heads
+        self.learn_initial_state = bool(learn_initial_state)
+        if grad_clip is not None and not grad_clip > 0:
+            raise InputError(f"grad_clip: expected a positive limit or None, got {grad_clip!r}")
+        self.grad_clip = None if grad_clip is None else float(grad_clip)
+        if precision not in ("fp32", "bf16"):
+            raise InputError(f"precision: expected 'fp32' or 'bf16', got {precision!r}")
+        self.precision = precision
+        self.sizes = dict(sizes or {})
+        resolved = self.cell.resolve_sizes(input_size, hidden_size, self.sizes)
+        for name, number in resolved.items():
+            if name != "input" and number % heads:
+                raise InputError(f"heads: {heads} does not divide the {name} size {number}")
+        self._state_names = tuple(state.name for state in self.cell.states)
+        self._state_sizes = tuple(resolved[state.size] for state in self.cell.states)
+        self._state_type = state_type(self._state_names)
+        self._signatures: dict[Any, Signature] = {}
+
+    @property
+    def num_directions(self) -> int:
+        """1, or 2 if bidirectional."""
+        return 2 if self.bidirectional else 1
+
+    @property
+    def output_size(self) -> int:
+        """Units of the output of every step."""
+        return self._state_sizes[0] * self.num_directions
+
+    def layer_weights(self, layer: int, direction: int) -> list[Tensor]:
+        """The tensors that hold the parameters of one layer and direction."""
+        raise AssertionError("a subclass says how its weights lie")
+
+    def stored(self) -> Sequence[layout.Stored]:
+        """What :meth:`layer_weights` holds, tensor by tensor."""
+        raise AssertionError("a subclass says how its weights lie")
+
+    def layer_sizes(self, layer: int) -> dict[str, int]:
+        """Every size of that layer's cell as a number."""
+        entering = self.input_size if layer == 0 else self.output_size
+        return self.cell.resolve_sizes(entering, self.hidden_size, self.sizes)
+
+    # Options of one call -----------------------------------------------------------------
+
+    def step_options(self, *, lengths: bool, reset: bool, trace: bool) -> StepOptions:
+        """What a call asks of the cell, as the plan needs to know it."""
+        return StepOptions(
+            heads=self.heads,
+            layer_norm=self.layer_norm,
+            recurrent_dropout=self.recurrent_dropout > 0 and self.training,
+            zoneout=self.zoneout,
+            training=self.training and bool(self.zoneout),
+            lengths=lengths,
+            reset=reset,
+            learn_initial_state=self.learn_initial_state and reset,
+            grad_clip=self.grad_clip,
+            trace=trace,
+            precision=self.precision,
+        )
+
+    def signature(self, layer: int, options: StepOptions) -> Signature:
+        """The recurrence of one layer, apart from its tensors."""
+        key = (layer, options)
+        if key not in self._signatures:
+            sizes = self.layer_sizes(layer)
+            plan = build(self.cell, options)
+            rows = {p.name: p.shape(sizes)[0] for each in self.stored() for p in each.members}
+            self._signatures[key] = Signature(
+                self.cell,
+                replace(options),
+                tuple(sorted(sizes.items())),
+                layout.slices(self.stored(), plan.parameters, rows),
+                self.spatial,
+            )
+        return self._signatures[key]
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Made again when needed; a state type made at run time cannot be pickled.
+        return {k: v for k, v in self.__dict__.items() if k not in ("_signatures", "_state_type")}
+
+    def __setstate__(self, content: dict[str, Any]) -> None:
+        super().__setstate__(content)
+        self._signatures = {}
+        self._state_type = state_type(self._state_names)
+
+    # Running -----------------------------------------------------------------------------
+
+    def run_layers(
+        self,
+        x: Tensor,
+        states: Sequence[Tensor],
+        lengths: Tensor | None,
+        reset: Tensor | None,
+        trace: bool,
+    ) -> tuple[Tensor, list[Tensor], dict[str, Tensor]]:
+        """All layers over (T, B, input, *space).
+
+        Args:
+            x: the checked input.
+            states: (layers x directions, B, size, *space) each.
+            lengths: (B,) or None.
+            reset: (T, B) or None.
+            trace: whether to return traced values.
+
+        Returns:
+            output (T, B, directions x size, *space); states as given; traces by name,
+            (layers x directions, T, B, size, *space).
+        """
+        options = self.step_options(
+            lengths=lengths is not None, reset=reset is not None, trace=trace
+        )
+        ended: list[list[Tensor]] = [[] for _ in states]
+        traced: dict[str, list[Tensor]] = {}
+        for layer in range(self.num_layers):
+            signature = self.signature(layer, options)
+            outputs = []
+            for direction in range(self.num_directions):
+                index = layer * self.num_directions + direction
+                call = Call(
+                    signature,
+                    x,
+                    [each[index] for each in states],
+                    self.layer_weights(layer, direction),
+                    self._streams(signature, x, lengths, reset, reverse=direction == 1),
+                    direction == 1,
+                )
+                result = run(call)
+                outputs.append(result.output)
+                for into, each in zip(ended, result.states, strict=True):
+                    into.append(each)
+                for name, each in zip(signature.plan.forward.trace, result.trace, strict=True):
+                    traced.setdefault(name, []).append(each)
+            x = outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=2)
+            if self.dropout > 0 and layer < self.num_layers - 1:
+                x = nn.functional.dropout(x, self.dropout, self.training)
+        return (
+            x,
+            [torch.stack(each) for each in ended],
+            {name: torch.stack(each) for name, each in traced.items()},
+        )
+
+    def _streams(
+        self,
+        signature: Signature,
+        x: Tensor,
+        lengths: Tensor | None,
+        reset: Tensor | None,
+        *,
+        reverse: bool,
+    ) -> list[Tensor]:
+        """The masks that a plan reads, in its order."""
+        steps, batch, space = x.shape[0], x.shape[1], x.shape[3:]
+        flat = (1,) * self.spatial
+        found = []
+        for spec in signature.plan.graph.streams:
+            kind, _, state = spec.name.partition(".")
+            size = signature.size[spec.size]
+            if kind == "active":
+                assert lengths is not None
+                mask = masks.active(lengths, steps)
+                found.append(mask.reshape(*mask.shape, *flat))
+            elif kind == "reset":
+                assert reset is not None
+                mask = masks.reset_for(reset, reverse=reverse)
+                found.append(mask.reshape(*mask.shape, *flat))
+            elif kind == "zoneout":
+                rate = dict(self.zoneout)[state]
+                found.append(masks.keep_mask(rate, (steps, batch, size, *space), x))
+            else:
+                assert kind == "dropout", f"unknown stream {spec.name}"
+                found.append(masks.dropout_mask(self.recurrent_dropout, (batch, size, *flat), x))
+        return found
+
+    # Checking ----------------------------------------------------------------------------
+
+    def reference_weight(self) -> Tensor:
+        """A weight: its dtype and device are the layer's."""
+        return self.layer_weights(0, 0)[0]
+
+    def check_input(self, x: Any) -> Tensor:
+        """``x`` in the layer's dtype, or an :class:`InputError`; shape is the caller's affair."""
+        if not isinstance(x, Tensor):
+            raise InputError(f"x: expected a tensor or a PackedSequence, got {type(x).__name__}")
+        like = self.reference_weight()
+        if x.device != like.device:
+            raise InputError(f"x: the layer is on {like.device}, x on {x.device}")
+        if x.dtype != like.dtype:
+            if x.is_floating_point() and torch.is_autocast_enabled(x.device.type):
+                return x.to(like.dtype)
+            raise InputError(
+                f"x: expected {like.dtype} as the layer's weights, got {x.dtype}; "
+                f"convert one of them"
+            )
+        return x
+
+    def read_states(self, given: Any, lead: tuple[int, ...], space: tuple[int, ...]) -> list[Tensor]:
+        """The states that a user gave, checked: (*lead, size, *space) each."""
+        like = self.reference_weight()
+        tensors = read_state(given, self._state_names)
+        if torch.is_autocast_enabled(like.device.type):
+            tensors = [t.to(like.dtype) if t.is_floating_point() else t for t in tensors]
+        axes = "(layers x directions" + (", batch" if len(lead) > 1 else "") + ", size"
+        axes += ", *space)" if space else ")"
+        for name, each, size in zip(self._state_names, tensors, self._state_sizes, strict=True):
+            check_state(name, each, (*lead, size, *space), like, axes)
+        return tensors
+
+    def uses_recurrent_dropout(self) -> bool:
+        """Whether the cell has a state on which recurrent dropout can act."""
+        return bool(read_by_matrices(self.cell))
+
+
+def unpack(packed: PackedSequence) -> tuple[Tensor, Tensor]:
+    """A packed batch as (T, B, I) in the order in which it was packed, and its lengths."""
+    return pad_packed_sequence(packed)
+
+
+def pack_like(y: Tensor, lengths: Tensor, packed: PackedSequence) -> PackedSequence:
+    """(T, B, size) packed exactly as ``packed`` is."""
+    order = packed.sorted_indices
+    if order is not None:
+        y, lengths = y.index_select(1, order), lengths.to(order.device)[order].cpu()
+    data = pack_padded_sequence(y, lengths, enforce_sorted=True).data
+    return PackedSequence(data, packed.batch_sizes, order, packed.unsorted_indices)
+
+
+def _check_count(name: str, number: Any, *, least: int) -> None:
+    if isinstance(number, bool) or not isinstance(number, int):
+        raise InputError(f"{name}: expected a whole number, got {number!r}")
+    if number < least:
+        raise InputError(f"{name}: expected {'at least' if least else 'no less than'} {least}, got {number}")
+
+
+def _rate(name: str, rate: Any, *, most: float | None = None) -> float:
+    if isinstance(rate, bool) or not isinstance(rate, (int, float)):
+        raise InputError(f"{name}: expected a probability, got {rate!r}")
+    if not (0 <= rate < 1 or rate == most):
+        raise InputError(f"{name}: expected a probability in [0, 1), got {rate!r}")
+    return float(rate)
+
+
+def _zoneout(given: Any, spec: CellSpec) -> tuple[tuple[str, float], ...]:
+    """(state, rate) for every state with a rate above 0."""
+    names = [state.name for state in spec.states]
+    if isinstance(given, Mapping):
+        for name in given:
+            if name not in names:
+                raise InputError(
+                    f"zoneout: cell {spec.name} has no state {name!r}; it has {', '.join(names)}"
+                )
+        rates = dict(given)
+    else:
+        rates = {name: given for name in names}
+    checked = {name: _rate("zoneout", rate) for name, rate in rates.items()}
+    return tuple((name, checked[name]) for name in names if checked.get(name))

@@ -1,0 +1,78 @@
+"""States of layers: named tuples with one tensor for each state of the cell."""
+
+from __future__ import annotations
+
+from collections import namedtuple
+from collections.abc import Mapping, Sequence
+from functools import lru_cache
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from cellwright.errors import InputError
+
+
+@lru_cache(maxsize=256)
+def state_type(names: tuple[str, ...]) -> type[tuple[Any, ...]]:
+    """The named tuple for a cell with states of these names: ``state.h``, ``state.c``."""
+    return namedtuple("State", names)  # type: ignore[misc]  # noqa: PYI024 - fields vary
+
+
+def read_state(given: Any, names: Sequence[str]) -> list[Tensor]:
+    """The tensors of a state that a user passed, in the cell's order.
+
+    Args:
+        given: a named tuple as layers return it, a tuple or list in the cell's order, a dict
+            by name, or a single tensor for a cell with one state.
+        names: of the cell's states.
+
+    Raises:
+        InputError: if the number or the names are not the cell's.
+    """
+    if isinstance(given, Tensor):
+        given = (given,)
+    if isinstance(given, Mapping):
+        if set(given) != set(names):
+            raise InputError(
+                f"state: expected the states {', '.join(names)}, "
+                f"got {', '.join(map(str, given)) or 'none'}"
+            )
+        given = [given[name] for name in names]
+    if not isinstance(given, (tuple, list)):
+        raise InputError(
+            f"state: expected a tuple of {len(names)} tensors ({', '.join(names)}), "
+            f"got {type(given).__name__}"
+        )
+    if len(given) != len(names):
+        raise InputError(
+            f"state: this cell has {len(names)} ({', '.join(names)}), got {len(given)} tensors"
+        )
+    for name, each in zip(names, given, strict=True):
+        if not isinstance(each, Tensor):
+            raise InputError(f"state.{name}: expected a tensor, got {type(each).__name__}")
+    return list(given)
+
+
+def check_state(
+    name: str, given: Tensor, expected: Sequence[int], like: Tensor, meaning: str
+) -> None:
+    """Raise :class:`InputError` unless a state has the right shape, dtype and device."""
+    if tuple(given.shape) != tuple(expected):
+        raise InputError(
+            f"state.{name}: expected shape {tuple(expected)} = {meaning}, got {tuple(given.shape)}"
+        )
+    if given.dtype != like.dtype:
+        raise InputError(f"state.{name}: expected {like.dtype} as the layer's weights, got {given.dtype}")
+    if given.device != like.device:
+        raise InputError(f"state.{name}: the layer is on {like.device}, the state on {given.device}")
+
+
+def zeros(
+    names: Sequence[str], sizes: Sequence[int], lead: Sequence[int], space: Sequence[int], like: Tensor
+) -> list[Tensor]:
+    """States of zeros: (*lead, size, *space) each."""
+    return [
+        torch.zeros((*lead, size, *space), dtype=like.dtype, device=like.device)
+        for _, size in zip(names, sizes, strict=True)
+    ]
