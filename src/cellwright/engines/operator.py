@@ -15,9 +15,19 @@ import torch
 from torch import Tensor
 
 from cellwright.engines import choice
-from cellwright.engines.protocol import Call, Cotangents, Result
+from cellwright.engines.protocol import Call, Cotangents, Engine, Result
 from cellwright.engines.reference import differentiable
 from cellwright.engines.signature import parse
+
+
+AT_RUN_TIME = ""
+
+
+def _engine(call: Call, name: str) -> Engine:
+    """The engine of that name, or the one that suits the call's tensors."""
+    if name != AT_RUN_TIME:
+        return choice.get(name)
+    return choice.choose(call.signature, call.x.device, call.x.dtype).engine
 
 
 @torch.library.custom_op("cellwright::recurrence", mutates_args=())
@@ -32,7 +42,7 @@ def _recurrence(
     engine: str,
 ) -> list[Tensor]:
     call = Call(parse(signature), x, states, weights, streams, reverse)
-    result = choice.get(engine).forward(call, keep=keep)
+    result = _engine(call, engine).forward(call, keep=keep)
     return _separate([result.output, *result.states, *result.trace, *result.kept], call)
 
 
@@ -83,7 +93,7 @@ def _recurrence_backward(
 ) -> list[Tensor]:
     call = Call(parse(signature), x, states, weights, streams, reverse)
     cotangents = Cotangents(d_output, d_states, d_trace)
-    found = choice.get(engine).backward(call, kept, cotangents, need_x=need_x)
+    found = _engine(call, engine).backward(call, kept, cotangents, need_x=need_x)
     d_x = x.new_empty(0) if found.x is None else found.x
     return [each.clone() for each in (d_x, *found.states, *found.weights)]
 
@@ -184,7 +194,9 @@ def run(call: Call) -> Result:
     """Carry out a recurrence so that torch can differentiate, compile and export it."""
     if not torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active():
         return differentiable(call)
-    chosen = choice.choose(call.signature, call.x.device, call.x.dtype).engine.name
+    # Inside a compiled program the engine is chosen when it runs, not when it is traced.
+    compiling = torch.compiler.is_compiling()
+    chosen = AT_RUN_TIME if compiling else _engine(call, AT_RUN_TIME).name
     tensors = (call.x, *call.states, *call.weights)
     keep = torch.is_grad_enabled() and any(each.requires_grad for each in tensors)
     outputs = torch.ops.cellwright.recurrence(
@@ -193,7 +205,5 @@ def run(call: Call) -> Result:
     )  # fmt: skip
     states = len(call.states)
     trace = len(call.signature.plan.forward.trace)
-    output, after, traced, _ = [
-        outputs[0], outputs[1 : 1 + states], outputs[1 + states : 1 + states + trace], None
-    ]  # fmt: skip
-    return Result(output, list(after), list(traced), [])
+    (output,), after, traced = _split(outputs, [1, states, trace])
+    return Result(output, after, traced, [])

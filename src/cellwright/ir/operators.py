@@ -189,7 +189,7 @@ def _function(
     name: str, derivative: Derivative, formula: str, latex: str = "", cost: int = 12, arity: int = 1
 ) -> Operator:
     operands = ", ".join(f"{{{index}}}" for index in range(arity))
-    latex = latex or rf"\operatorname{{{name}}}"
+    latex = latex or rf"\operatorname{{{{{name}}}}}"
     template = latex if "{0}" in latex else rf"{latex}({operands})"
     return Operator(
         name, "pointwise", arity, _common, derivative, formula, f"{name}({operands})", template, 5, cost

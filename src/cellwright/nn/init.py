@@ -40,16 +40,20 @@ def parse(scheme: str) -> list[tuple[str, float | None]]:
     return steps
 
 
-def biases(spec: CellSpec, member: str | None) -> set[str]:
-    """Vector parameters of that member which are only ever added: its biases."""
-    if member is None:
-        return set()
+def added_parameters(spec: CellSpec) -> set[str]:
+    """Vector parameters that are only ever added to something: biases."""
     found, other = set(), set()
     for each in topological([*spec.next.values(), *spec.watch.values()]):
         for source in each.inputs:
             if source.op == "parameter" and not isinstance(source.type, Matrix):
                 (found if each.op == "add" else other).add(str(source.attribute("name")))
-    return {name for name in found - other if name.rpartition(".")[2] == member}
+    return found - other
+
+
+def biases(spec: CellSpec, member: str | None) -> set[str]:
+    """The biases of the gate that ``member`` names."""
+    added = added_parameters(spec) if member is not None else set()
+    return {name for name in added if name.rpartition(".")[2] == member}
 
 
 @torch.no_grad()
@@ -57,19 +61,19 @@ def initialise(
     spec: CellSpec,
     scheme: str,
     members: Sequence[tuple[ParameterSpec, Tensor]],
-    hidden_size: int,
+    fan: int,
 ) -> None:
     """Fill the parameters of one layer.
 
     Args:
         spec: the cell.
-        scheme: ``"default"`` is torch.nn's: uniform in +-1/sqrt(hidden_size). ``"orthogonal"``:
+        scheme: ``"default"`` is torch.nn's: uniform in +-1/sqrt(fan). ``"orthogonal"``:
             recurrent matrices orthogonal (Saxe et al. 2014), input matrices Glorot uniform,
             biases zero. ``"forget_bias:1"``: the forget gate's bias (Jozefowicz et al. 2015).
             ``"chrono:T"``: forget bias log(uniform(1, T - 1)), the input gate's its negative
             (Tallec & Ollivier 2018). Joined by ``+``, applied in order.
         members: each parameter with the tensor (or view) that holds it.
-        hidden_size: number of hidden units.
+        fan: hidden units, times the positions of a kernel in a convolution.
 
     A parameter with a constant initial value in its cell has that value under every scheme.
     """
@@ -77,7 +81,7 @@ def initialise(
         if name in ("chrono", "forget_bias"):
             _gate_biases(spec, members, name, value)
             continue
-        fill = _default(hidden_size) if name == "default" else _orthogonal
+        fill = _default(fan) if name == "default" else _orthogonal
         for parameter, tensor in members:
             if parameter.initial is None:
                 fill(parameter, tensor)
@@ -85,8 +89,8 @@ def initialise(
                 tensor.fill_(parameter.initial)
 
 
-def _default(hidden_size: int) -> Callable[[ParameterSpec, Tensor], None]:
-    bound = 1.0 / math.sqrt(hidden_size)
+def _default(fan: int) -> Callable[[ParameterSpec, Tensor], None]:
+    bound = 1.0 / math.sqrt(fan)
 
     def fill(parameter: ParameterSpec, tensor: Tensor) -> None:
         tensor.uniform_(-bound, bound)
@@ -100,11 +104,9 @@ def _orthogonal(parameter: ParameterSpec, tensor: Tensor) -> None:
         tensor.zero_()
     elif kind.columns == INPUT:
         init.xavier_uniform_(tensor) if tensor.numel() else None
-    elif tensor.dim() == 2:
+    else:
         for block in tensor.chunk(kind.blocks):
             init.orthogonal_(block)
-    else:
-        init.orthogonal_(tensor)
 
 
 def _gate_biases(

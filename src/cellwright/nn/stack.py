@@ -262,8 +262,8 @@ class RecurrentStack(nn.Module):
         tensors = read_state(given, self._state_names)
         if torch.is_autocast_enabled(like.device.type):
             tensors = [t.to(like.dtype) if t.is_floating_point() else t for t in tensors]
-        axes = "(layers x directions" + (", batch" if len(lead) > 1 else "") + ", size"
-        axes += ", *space)" if space else ")"
+        batch = ", batch" if len(lead) > 1 else ""
+        axes = f"(layers x directions{batch}, size{', *space' if space else ''})"
         for name, each, size in zip(self._state_names, tensors, self._state_sizes, strict=True):
             check_state(name, each, (*lead, size, *space), like, axes)
         return tensors

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -75,6 +76,11 @@ class _RoundToBfloat16(torch.autograd.Function):
         return g
 
 
+@lru_cache(maxsize=4096)
+def _order(roots: tuple[Node, ...]) -> list[Node]:
+    return topological(roots)
+
+
 class Evaluator:
     """Evaluates nodes into an environment that maps them to tensors.
 
@@ -98,12 +104,8 @@ class Evaluator:
 
     def complete(self, roots: Iterable[Node], environment: dict[Node, Tensor]) -> list[Tensor]:
         """Values of ``roots``, computing all that they need beyond ``environment``."""
-        roots = list(roots)
-        missing: list[Node] = []
-        for each in topological(roots):
-            if each not in environment:
-                missing.append(each)
-        self.evaluate(missing, environment)
+        roots = tuple(roots)
+        self.evaluate(_order(roots), environment)
         return [environment[root] for root in roots]
 
     def _value(self, each: Node, environment: Mapping[Node, Tensor]) -> Tensor:

@@ -22,6 +22,7 @@ from cellwright.engines.reference.evaluate import Evaluator
 from cellwright.engines.signature import Signature
 from cellwright.ir import Matrix, Node, topological
 from cellwright.plan import Gradients as PlannedGradients
+from cellwright.plan import Outer
 
 Environment = dict[Node, Tensor]
 
@@ -124,7 +125,7 @@ class _Run:
         plan = self.forward_plan
         constants = self.constants()
         names = [each.name for each in self.plan.graph.states]
-        states = dict(zip(names, self.call.states, strict=True))
+        states = dict(zip(names, map(_aligned, self.call.states), strict=True))
         outputs: dict[int, Tensor] = {}
         traces: dict[str, dict[int, Tensor]] = {name: {} for name in plan.trace}
         kept: dict[str, dict[int, Tensor]] = {}
@@ -132,7 +133,7 @@ class _Run:
             kept = {name: {} for name in (*names, *plan.saved)}
         for t in self.call.steps:
             environment = self.enter_step(constants, t)
-            self.bind(environment, "input", "x", self.call.x[t])
+            self.bind(environment, "input", "x", _aligned(self.call.x[t]))
             for name, value in self._complete(plan.inputs, environment):
                 self.bind(environment, "value", name, value)
             for name, value in states.items():
@@ -188,6 +189,9 @@ class _Run:
             name: {} for name in plan.hoisted if name.startswith("input.")
         }
         once: dict[str, Tensor] = {}
+        pairs: dict[Outer, list[tuple[Tensor, Tensor]]] = {
+            outer: [] for outer in plan.parameters.matrices
+        }
         order = list(self.call.steps)
         rows = self.call.x.shape[1]
         for position in range(len(order) - 1, -1, -1):
@@ -205,7 +209,9 @@ class _Run:
                 self.bind(environment, "cotangent", f"trace.{name}", value[t])
             for stage in plan.loop.stages:
                 self.evaluator.evaluate(stage.nodes, environment)
-            self._add_parameters(totals, plan.parameters, environment, rows)
+            self._add_vectors(totals, plan.parameters, environment, rows)
+            for outer in plan.parameters.matrices:
+                pairs[outer].append(self._pair(outer, environment, rows))
             for name, node in plan.hoisted.items():
                 value = self._at(environment, node)
                 if name in hoisted:
@@ -218,35 +224,40 @@ class _Run:
                 else torch.zeros_like(carried[name])
                 for name in names
             }
+        for outer, every in pairs.items():
+            deltas, operands = (torch.cat(part) for part in zip(*every, strict=True))
+            self._add_matrix(totals, outer, deltas, operands)
         stacked = {name: self._stack(v, plan.hoisted[name]) for name, v in hoisted.items()}
         x = self._after_loop(stacked, once, totals, constants, need_x=need_x)
         return Gradients(x, [carried[name] for name in names], self._weights(totals))
 
-    def _add_parameters(
+    def _add_vectors(
         self,
         totals: dict[str, Tensor],
         found: PlannedGradients,
         environment: Environment,
         rows: int,
     ) -> None:
-        """Add what a graph contributes to the gradients of the parameters."""
+        """Add what a graph contributes to the gradients of vector parameters."""
         for name, node in found.vectors.items():
             (value,) = self.evaluator.complete([node], environment)
             like = self.algebra.vector(self.parameters[name])
             summed = self._whole(value, node, rows).sum_to_size(like.shape)
             _add(totals, name, summed.reshape(self.parameters[name].shape))
-        for outer in found.matrices:
-            delta, operand = (
-                self.evaluator.round(self._whole(value, node, rows), outer.precision)
-                for node, value in zip(
-                    (outer.delta, outer.operand),
-                    self.evaluator.complete([outer.delta, outer.operand], environment),
-                    strict=True,
-                )
-            )
-            weight = self.parameters[outer.parameter]
-            kind = self.leaves[("parameter", outer.parameter)][0].matrix
-            _add(totals, outer.parameter, self.algebra.outer(delta, operand, weight, kind))
+
+    def _pair(self, outer: Outer, environment: Environment, rows: int) -> tuple[Tensor, Tensor]:
+        nodes = (outer.delta, outer.operand)
+        delta, operand = self.evaluator.complete(nodes, environment)
+        return self._whole(delta, nodes[0], rows), self._whole(operand, nodes[1], rows)
+
+    def _add_matrix(
+        self, totals: dict[str, Tensor], outer: Outer, delta: Tensor, operand: Tensor
+    ) -> None:
+        """Add an outer product, over all rows at once, to a matrix's gradient."""
+        weight = self.parameters[outer.parameter]
+        kind = self.leaves[("parameter", outer.parameter)][0].matrix
+        delta, operand = (self.evaluator.round(v, outer.precision) for v in (delta, operand))
+        _add(totals, outer.parameter, self.algebra.outer(delta, operand, weight, kind))
 
     def _after_loop(
         self,
@@ -270,7 +281,9 @@ class _Run:
             zero = x.new_zeros(()).expand(rows, self.call.signature.size[node.size], *x.shape[3:])
             value = stacked[name].flatten(0, 1) if name in stacked else zero
             self.bind(environment, "cotangent", name, value)
-        self._add_parameters(totals, plan.inputs, environment, rows)
+        self._add_vectors(totals, plan.inputs, environment, rows)
+        for outer in plan.inputs.matrices:
+            self._add_matrix(totals, outer, *self._pair(outer, environment, rows))
         for name, node in plan.inputs.values.items():
             if name != "x":
                 (value,) = self.evaluator.complete([node], environment)
@@ -297,6 +310,11 @@ class _Run:
             if each.parameter in totals:
                 gradients[each.tensor][each.start : each.stop] += totals[each.parameter]
         return gradients
+
+
+def _aligned(v: Tensor) -> Tensor:
+    """A copy at the start of its memory: a library's products may depend on the address."""
+    return v.clone(memory_format=torch.contiguous_format)
 
 
 def _add(totals: dict[str, Tensor], name: str, value: Tensor) -> None:

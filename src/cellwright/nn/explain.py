@@ -1,0 +1,71 @@
+"""``explain``: which engine will run a layer, and why."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import PackedSequence
+
+from cellwright.engines import choose
+from cellwright.errors import InputError
+from cellwright.nn.stack import RecurrentStack
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """Which engine runs a layer.
+
+    Attributes:
+        engine: its name.
+        reason: why it was chosen.
+        layer: what runs, in words.
+    """
+
+    engine: str
+    reason: str
+    layer: str
+
+    def __str__(self) -> str:
+        return f"{self.layer}\n  engine: {self.engine}\n  reason: {self.reason}"
+
+
+def explain(layer: RecurrentStack, x: Tensor | PackedSequence) -> Explanation:
+    """Tell which engine will run ``layer`` on ``x``, and why; nothing is computed.
+
+    Args:
+        layer: any recurrent layer of cellwright.
+        x: what it would be called with.
+
+    Raises:
+        InputError: if ``layer`` is something else, or ``x`` does not fit it.
+
+    Example:
+        >>> import torch, cellwright as cw
+        >>> layer = cw.nn.Recurrent("gru", input_size=3, hidden_size=4)
+        >>> with cw.engine("reference"):
+        ...     print(cw.explain(layer, torch.zeros(5, 2, 3)).engine)
+        reference
+    """
+    if not isinstance(layer, RecurrentStack):
+        raise InputError(
+            f"layer: expected a recurrent layer of cellwright, got {type(layer).__name__}; "
+            f"cellwright.accelerate converts those of torch.nn"
+        )
+    data = layer.check_input(x.data if isinstance(x, PackedSequence) else x)
+    options = layer.step_options(lengths=isinstance(x, PackedSequence), reset=False, trace=False)
+    chosen = choose(layer.signature(0, options), data.device, data.dtype)
+    return Explanation(chosen.engine.name, chosen.reason, _describe(layer, data))
+
+
+def _describe(layer: RecurrentStack, x: Tensor) -> str:
+    directions = "both directions" if layer.bidirectional else "one direction"
+    layers = f"{layer.num_layers} layer" + ("s" if layer.num_layers > 1 else "")
+    kind: Any = x.dtype
+    gradient = "forward and backward" if torch.is_grad_enabled() else "forward only"
+    return (
+        f"cell {layer.cell.name}, {layers}, {directions}, input {layer.input_size}, "
+        f"hidden {layer.hidden_size}, {str(kind).removeprefix('torch.')} on {x.device}, {gradient}"
+    )
