@@ -46,21 +46,26 @@ _FAMILY_OF = {name: family for family, members in _FAMILIES.items() for name in 
 
 
 def names() -> list[str]:
-    """Return the names of all cells in the catalogue, family by family.
+    """The names of all cells in the catalogue, family by family.
 
-    >>> "gru" in names()
-    True
+    Example:
+        >>> import cellwright as cw
+        >>> cw.cells.names()[:3]
+        ['elman', 'elman_relu', 'cec']
     """
     return list(_FAMILY_OF)
 
 
 def get(name: str) -> CellSpec:
-    """Return the cell of that name from the catalogue.
+    """The cell of that name in the catalogue.
 
-    Raises `UsageError`, with the names that come near, where there is none.
+    Raises:
+        UsageError: with the names that come near, where there is none.
 
-    >>> get("gru").title
-    'GRU, reset after the product'
+    Example:
+        >>> import cellwright as cw
+        >>> cw.cells.get("gru").title
+        'GRU, reset after the product'
     """
     family = _FAMILY_OF.get(name) if isinstance(name, str) else None
     if family is None:
@@ -70,16 +75,19 @@ def get(name: str) -> CellSpec:
 
 
 def load(reference: str | os.PathLike[str]) -> CellSpec:
-    """Return a cell by reference: a name in the catalogue, or "path/to/file.py:cell_name".
+    """A cell by reference: a name in the catalogue, or "path/to/file.py:cell_name".
 
     A path without a cell's name is enough where the file has one cell. The file is run
     once, as a module; it is run again only after it has changed.
 
-    Raises `UsageError` where the name, the file or the cell does not exist, and `CellError`
-    where the file cannot be run.
+    Raises:
+        UsageError: where the name, the file or the cell does not exist.
+        CellError: where the file cannot be run, naming the line.
 
-    >>> load("lstm").name
-    'lstm'
+    Example:
+        >>> import cellwright as cw
+        >>> cw.cells.load("lstm") is cw.cells.get("lstm")
+        True
     """
     if isinstance(reference, os.PathLike):
         reference = os.fspath(reference)
