@@ -1,0 +1,202 @@
+"""Elementary functions, lane by lane: the same polynomials on every processor.
+
+Each is within 3 units in the last place of the exact value over the whole range, right at zeros,
+infinities, NaN and for denormal numbers. No fast-math: what is written is what is computed.
+Polynomials and rational functions are those of S. L. Moshier's Cephes library (exp, log, tanh);
+exp in double precision is the Taylor series, which is enough on its reduced range.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+
+from cellwright.engines.cpu.ops import Emitter, Value
+
+_EXP_SINGLE = (
+    1.9875691500e-4, 1.3981999507e-3, 8.3334519073e-3, 4.1665795894e-2, 1.6666665459e-1,
+    5.0000001201e-1,
+)  # fmt: skip
+_EXP_DOUBLE = tuple(1.0 / math.factorial(k) for k in range(13, 1, -1))
+_TANH_SINGLE = (
+    -5.70498872745e-3, 2.06390887954e-2, -5.37397155531e-2, 1.33314422036e-1, -3.33332819422e-1
+)  # fmt: skip
+_TANH_DOUBLE_P = (-9.64399179425052238628e-1, -9.92877231001918586564e1, -1.61468768441708447952e3)
+_TANH_DOUBLE_Q = (
+    1.0, 1.12811678491632931402e2, 2.23548839060100448583e3, 4.84406305325125486048e3
+)  # fmt: skip
+_LOG_SINGLE = (
+    7.0376836292e-2, -1.1514610310e-1, 1.1676998740e-1, -1.2420140846e-1, 1.4249322787e-1,
+    -1.6668057665e-1, 2.0000714765e-1, -2.4999993993e-1, 3.3333331174e-1,
+)  # fmt: skip
+_LOG_DOUBLE_P = (
+    1.01875663804580931796e-4, 4.97494994976747001425e-1, 4.70579119878881725854e0,
+    1.44989225341610930846e1, 1.79368678507819816313e1, 7.70838733755885391666e0,
+)  # fmt: skip
+_LOG_DOUBLE_Q = (
+    1.0, 1.12873587189167450590e1, 4.52279145837532221105e1, 8.29875266912776603211e1,
+    7.11544750618563894466e1, 2.31251620126765340583e1,
+)  # fmt: skip
+
+
+def _polynomial(e: Emitter, x: Value, coefficients: tuple[float, ...]) -> Value:
+    """Horner's rule, highest power first."""
+    result = e.splat(coefficients[0])
+    for each in coefficients[1:]:
+        result = e.fma(result, x, e.splat(each))
+    return result
+
+
+def _abs(e: Emitter, x: Value) -> Value:
+    return e.vector_call("llvm.fabs", x)
+
+
+def _less(e: Emitter, a: Value, b: Value) -> Value:
+    return e.b.fcmp_ordered("<", a, b)
+
+
+def exp(e: Emitter, x: Value) -> Value:
+    """2^n * polynomial of the rest, n the nearest whole number to x / log 2."""
+    b, double = e.b, e.lanes.double
+    low, high = (-746.0, 710.0) if double else (-104.0, 89.0)
+    x = b.select(_less(e, x, e.splat(low)), e.splat(low), x)
+    x = b.select(_less(e, e.splat(high), x), e.splat(high), x)
+    # Adding 1.5 * 2^52 (2^23) leaves the nearest whole number in the lowest bits.
+    shifter = e.splat(6755399441055744.0 if double else 12582912.0)
+    shifted = e.fma(x, e.splat(1.4426950408889634), shifter)
+    n = b.fsub(shifted, shifter)
+    whole = b.sub(b.bitcast(shifted, e.lanes.integers), b.bitcast(shifter, e.lanes.integers))
+    if double:
+        rest = e.fma(n, e.splat(-6.93145751953125e-1), x)
+        rest = e.fma(n, e.splat(-1.42860682030941723212e-6), rest)
+    else:
+        rest = e.fma(n, e.splat(-0.693359375), x)
+        rest = e.fma(n, e.splat(2.12194440e-4), rest)
+    series = _polynomial(e, rest, _EXP_DOUBLE if double else _EXP_SINGLE)
+    value = e.fma(b.fmul(rest, rest), series, rest)
+    value = b.fadd(value, e.splat(1.0))
+    # In two steps: 2^n itself may be too small or too large for the format.
+    half = b.ashr(whole, e.integers(1))
+    return b.fmul(b.fmul(value, _power(e, half)), _power(e, b.sub(whole, half)))
+
+
+def _power(e: Emitter, n: Value) -> Value:
+    """2^n for exponents of normal numbers."""
+    bias, shift = (1023, 52) if e.lanes.double else (127, 23)
+    bits = e.b.shl(e.b.add(n, e.integers(bias)), e.integers(shift))
+    return e.b.bitcast(bits, e.lanes.vector)
+
+
+def sigmoid(e: Emitter, x: Value) -> Value:
+    """exp(-|x|) / (1 + exp(-|x|)) below zero, 1 / (1 + exp(-|x|)) above."""
+    tail = exp(e, e.b.fneg(_abs(e, x)))
+    above = e.b.select(_less(e, x, e.splat(0.0)), tail, e.splat(1.0))
+    return e.b.fdiv(above, e.b.fadd(tail, e.splat(1.0)))
+
+
+def tanh(e: Emitter, x: Value) -> Value:
+    """A polynomial near zero, 1 - 2 / (exp(2|x|) + 1) elsewhere; the sign is put back."""
+    b = e.b
+    a = _abs(e, x)
+    square = b.fmul(a, a)
+    if e.lanes.double:
+        top = _polynomial(e, square, _TANH_DOUBLE_P)
+        series = b.fdiv(top, _polynomial(e, square, _TANH_DOUBLE_Q))
+    else:
+        series = _polynomial(e, square, _TANH_SINGLE)
+    near = e.fma(b.fmul(a, square), series, a)
+    growth = exp(e, b.fadd(a, a))
+    far = b.fsub(e.splat(1.0), b.fdiv(e.splat(2.0), b.fadd(growth, e.splat(1.0))))
+    value = b.select(_less(e, a, e.splat(0.625)), near, far)
+    return e.vector_call("llvm.copysign", value, x)
+
+
+def log(e: Emitter, x: Value) -> Value:
+    """Exponent * log 2 + a polynomial of the fraction."""
+    b, double = e.b, e.lanes.double
+    smallest, lift, bits_up = (2.2250738585072014e-308, 2.0**54, 54) if double else (
+        1.1754943508222875e-38, 2.0**25, 25)  # fmt: skip
+    denormal = _less(e, x, e.splat(smallest))
+    scaled = b.select(denormal, b.fmul(x, e.splat(lift)), x)
+    bits = b.bitcast(scaled, e.lanes.integers)
+    shift, mask, half, bias = (
+        (52, (1 << 52) - 1, 1022 << 52, 1022) if double else (23, (1 << 23) - 1, 126 << 23, 126)
+    )
+    exponent = b.sub(b.lshr(bits, e.integers(shift)), e.integers(bias))
+    exponent = b.sub(exponent, b.select(denormal, e.integers(bits_up), e.integers(0)))
+    fraction = b.bitcast(
+        b.or_(b.and_(bits, e.integers(mask)), e.integers(half)), e.lanes.vector
+    )  # in [0.5, 1)
+    small = _less(e, fraction, e.splat(0.70710678118654752440))
+    exponent = b.sub(exponent, b.select(small, e.integers(1), e.integers(0)))
+    m = b.fsub(b.select(small, b.fadd(fraction, fraction), fraction), e.splat(1.0))
+    power = b.sitofp(exponent, e.lanes.vector)
+    z = b.fmul(m, m)
+    if double:
+        top = b.fmul(z, _polynomial(e, m, _LOG_DOUBLE_P))
+        y = b.fmul(m, b.fdiv(top, _polynomial(e, m, _LOG_DOUBLE_Q)))
+        y = e.fma(power, e.splat(-2.121944400546905827679e-4), y)
+    else:
+        y = b.fmul(b.fmul(m, z), _polynomial(e, m, _LOG_SINGLE))
+        y = e.fma(power, e.splat(-2.12194440e-4), y)
+    y = e.fma(z, e.splat(-0.5), y)
+    value = e.fma(power, e.splat(0.693359375), b.fadd(m, y))
+    infinity, nan = e.splat(math.inf), e.splat(math.nan)
+    value = b.select(b.fcmp_ordered("==", x, infinity), infinity, value)
+    value = b.select(b.fcmp_ordered("==", x, e.splat(0.0)), e.splat(-math.inf), value)
+    return b.select(b.fcmp_unordered("<", x, e.splat(0.0)), nan, value)
+
+
+def _log1p(e: Emitter, x: Value) -> Value:
+    """log(1 + x) for x in [0, 1], with what rounding 1 + x lost put back."""
+    one = e.splat(1.0)
+    total = e.b.fadd(one, x)
+    lost = e.b.fsub(x, e.b.fsub(total, one))
+    return e.b.fadd(log(e, total), e.b.fdiv(lost, total))
+
+
+def softplus(e: Emitter, x: Value) -> Value:
+    """max(x, 0) + log1p(exp(-|x|))."""
+    positive = e.b.select(_less(e, e.splat(0.0), x), x, e.splat(0.0))
+    return e.b.fadd(positive, _log1p(e, exp(e, e.b.fneg(_abs(e, x)))))
+
+
+def log_sigmoid(e: Emitter, x: Value) -> Value:
+    """min(x, 0) - log1p(exp(-|x|))."""
+    negative = e.b.select(_less(e, x, e.splat(0.0)), x, e.splat(0.0))
+    return e.b.fsub(negative, _log1p(e, exp(e, e.b.fneg(_abs(e, x)))))
+
+
+def _compare(relation: str) -> Callable[..., Value]:
+    return lambda e, a, b: e.b.fcmp_ordered(relation, a, b)
+
+
+OPERATIONS: Mapping[str, Callable[..., Value]] = {
+    "add": lambda e, a, b: e.b.fadd(a, b),
+    "sub": lambda e, a, b: e.b.fsub(a, b),
+    "mul": lambda e, a, b: e.b.fmul(a, b),
+    "div": lambda e, a, b: e.b.fdiv(a, b),
+    "neg": lambda e, a: e.b.fneg(a),
+    "square": lambda e, a: e.b.fmul(a, a),
+    "sqrt": lambda e, a: e.vector_call("llvm.sqrt", a),
+    "abs": _abs,
+    "maximum": lambda e, a, b: e.vector_call("llvm.maximum", a, b),
+    "minimum": lambda e, a, b: e.vector_call("llvm.minimum", a, b),
+    "relu": lambda e, a: e.vector_call("llvm.maximum", a, e.splat(0.0)),
+    "exp": exp,
+    "log": log,
+    "sigmoid": sigmoid,
+    "tanh": tanh,
+    "softplus": softplus,
+    "log_sigmoid": log_sigmoid,
+    "less": _compare("<"),
+    "less_equal": _compare("<="),
+    "greater": _compare(">"),
+    "greater_equal": _compare(">="),
+    "equal": _compare("=="),
+    "where": lambda e, c, a, b: e.b.select(c, a, b),
+    "clip_gradient": lambda e, a: a,
+    "expand": lambda e, a: a,
+}
+"""What each pointwise operator of the table is in LLVM's instructions."""
+

@@ -1,0 +1,307 @@
+"""From a plan to programs: which loops run, and where each of their values lies.
+
+A layer's forward pass is two programs, ``inputs`` (everything hoisted, over all steps and rows at
+once) and ``loop``. Its backward pass is ``loop``, then ``inputs``, then sums over rows and steps
+for vector parameters, and products over them for matrices.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+
+from cellwright.engines.cpu.arrays import Array, Index, Kind, Sources, Stores
+from cellwright.engines.cpu.body import Program
+from cellwright.engines.signature import Signature
+from cellwright.ir import ONE, TABLE, Node, apply, constant, is_leaf, topological
+from cellwright.plan import Outer, Plan, Stage
+from cellwright.plan.stages import cut
+
+
+@dataclass
+class Sums:
+    """Values to be summed over rows and steps: result name -> value."""
+
+    values: dict[str, Node] = field(default_factory=dict)
+
+
+@dataclass
+class Forward:
+    """The programs of a forward pass."""
+
+    inputs: Program | None
+    loop: Program
+    width: int  # of all hoisted values together
+
+
+@dataclass
+class Backward:
+    """The programs of a backward pass.
+
+    Attributes:
+        loop, inputs: as in the forward pass; ``inputs`` yields the gradient of x.
+        kept: arrays over all steps that the loop fills: slot -> units.
+        kept_after: arrays that ``inputs`` fills.
+        loop_outers, input_outers: matrices' gradients with the places of both factors.
+        loop_sums, input_sums: what is summed, with the sources to read from.
+    """
+
+    loop: Program
+    inputs: Program | None
+    width: int
+    missing: bool
+    kept: dict[str, int]
+    kept_after: dict[str, int]
+    loop_outers: list[tuple[Outer, Array, Array]]
+    input_outers: list[tuple[Outer, Array, Array]]
+    loop_sums: dict[str, tuple[Node, Sources]]
+    input_sums: dict[str, tuple[Node, Sources]]
+
+
+class Layout:
+    """Places of the leaves that all programs of a layer share."""
+
+    def __init__(self, signature: Signature):
+        self.signature = signature
+        self.plan: Plan = signature.plan
+        self.sizes = signature.size
+        self.columns: dict[str, int] = {}
+        self.width = 0
+        for name, node in self.plan.forward.inputs.items():
+            self.columns[name] = self.width
+            self.width += self.sizes[node.size]
+
+    def array(self, slot: str, size: str, index: Index, *, boolean: bool = False) -> Array:
+        """An array of its own for a value of that size."""
+        units = self.sizes[size]
+        kind = Kind.ROW if size == ONE else Kind.ROWS
+        return Array(slot, kind, index, stride=units, boolean=boolean)
+
+    def hoisted(self, slot: str, name: str, index: Index) -> Array:
+        """The columns of a hoisted value in the array that holds all of them."""
+        size = self.plan.forward.inputs[name].size
+        kind = Kind.ROW if size == ONE else Kind.ROWS
+        return Array(slot, kind, index, stride=self.width, offset=self.columns[name])
+
+    def leaves(self, roots: Iterable[Node], *, looped: bool) -> Sources:
+        """Places of the leaves that occur under ``roots``."""
+        found: Sources = {}
+        for each in topological(roots):
+            if is_leaf(each) and each.op not in ("constant", "reciprocal_size"):
+                array = self._leaf(each, looped=looped)
+                if array is not None:
+                    found[each] = array
+        return found
+
+    def _leaf(self, each: Node, *, looped: bool) -> Array | None:
+        name = str(each.attribute("name"))
+        step = Index.TIME if looped else Index.NONE
+        if each.op == "parameter":
+            if not hasattr(each.type, "size"):
+                return None  # a matrix: packed apart
+            return Array(f"parameter.{name}", Kind.UNITS)
+        if each.op == "input":
+            return self.array("x", each.size, step)
+        if each.op == "stream":
+            per_step = bool(each.attribute("per_step"))
+            index = step if per_step else Index.NONE
+            slot = f"stream.{name}" if per_step or looped else f"stream_rows.{name}"
+            return self.array(slot, each.size, index, boolean=each.vector.boolean)
+        if each.op == "state":
+            units = self.sizes[each.size]
+            return Array(
+                f"state.{name}", Kind.ROWS, Index.BEFORE, stride=units, initial=f"initial.{name}"
+            )
+        if each.op == "cotangent":
+            return self._cotangent(name, each, looped=looped)
+        return self._value(name, each, looped=looped)
+
+    def _cotangent(self, name: str, each: Node, *, looped: bool) -> Array:
+        if name.startswith("next."):
+            slot = f"carry.{name.removeprefix('next.')}"
+            return self.array(slot, each.size, Index.EVEN)
+        if name.startswith("input."):
+            return self.hoisted("d_inputs", name, Index.TIME if looped else Index.NONE)
+        return self.array(f"d_{name}", each.size, Index.TIME)
+
+    def _value(self, name: str, each: Node, *, looped: bool) -> Array:
+        if name.startswith("once."):
+            return Array(f"value.{name}", Kind.UNIT if each.size == ONE else Kind.UNITS)
+        if name.startswith("input."):
+            return self.hoisted("inputs", name, Index.TIME)
+        if name.startswith("next."):
+            return self.array(f"state.{name.removeprefix('next.')}", each.size, Index.TIME)
+        return self.array(name, each.size, Index.TIME, boolean=each.vector.boolean)
+
+
+def _with_copies(stages: Iterable[Stage], stores: Stores) -> list[Stage]:
+    """The stages, and one more for leaves that are to be written somewhere as they are."""
+    leaves = tuple(each for each in stores if is_leaf(each))
+    return [*stages, *([Stage((), (), leaves, ())] if leaves else [])]
+
+
+def _whole(node: Node, size: str) -> Node:
+    """A value with all units, where it has only one number a row."""
+    return node if node.size == size or size == ONE else apply("expand", node, size=size)
+
+
+def forward(signature: Signature, *, keep: bool) -> Forward:
+    """The programs of a forward pass; ``keep`` what the backward pass reads."""
+    layout = Layout(signature)
+    plan = layout.plan.forward
+    stores: Stores = {}
+
+    def store(node: Node, array: Array) -> None:
+        stores.setdefault(node, []).append(array)
+
+    for state in layout.plan.graph.states:
+        store(plan.next[state.name], layout.array(f"state.{state.name}", state.size, Index.TIME))
+    store(plan.output, layout.array("output", plan.output.size, Index.TIME))
+    for name, node in plan.trace.items():
+        store(node, layout.array(f"trace.{name}", node.size, Index.TIME))
+    if keep:
+        for name, node in plan.saved.items():
+            array = layout.array(name, node.size, Index.TIME, boolean=node.vector.boolean)
+            store(node, array)
+    roots = list(stores)
+    stages = plan.loop.stages if keep else cut(roots)
+    loop = Program(
+        _with_copies(stages, stores), layout.sizes, layout.leaves(roots, looped=True), stores
+    )
+    return Forward(_forward_inputs(layout), loop, layout.width)
+
+
+def _forward_inputs(layout: Layout) -> Program | None:
+    graph = layout.plan.forward.inputs
+    if not graph:
+        return None
+    stores: Stores = {}
+    for name, node in graph.items():
+        stores.setdefault(node, []).append(layout.hoisted("inputs", name, Index.NONE))
+    sources = layout.leaves(graph.values(), looped=False)
+    return Program(_with_copies(cut(graph.values()), stores), layout.sizes, sources, stores)
+
+
+def backward(signature: Signature, *, need_x: bool) -> Backward:
+    """The programs of a backward pass."""
+    layout = Layout(signature)
+    plan = layout.plan.backward
+    stores: Stores = {}
+    for name, node in plan.hoisted.items():
+        if name.startswith("input."):
+            size = layout.plan.forward.inputs[name].size
+            array = layout.hoisted("d_inputs", name, Index.TIME)
+            stores.setdefault(_whole(node, size), []).append(array)
+    for state in layout.plan.graph.states:
+        node = plan.states.get(state.name, constant(0.0))
+        array = layout.array(f"carry.{state.name}", state.size, Index.ODD)
+        stores.setdefault(_whole(node, state.size), []).append(array)
+    keeper = _Keeper(layout, stores, "kept", looped=True)
+    outers = [
+        (outer, keeper.place(outer.delta), keeper.place(outer.operand))
+        for outer in plan.parameters.matrices
+    ]
+    to_sum = dict(plan.parameters.vectors)
+    to_sum |= {name: node for name, node in plan.hoisted.items() if name.startswith("once.")}
+    vectors = {name: _parameter_size(layout, name) for name in to_sum}
+    sums = {name: keeper.summand(_whole(node, vectors[name])) for name, node in to_sum.items()}
+    loop = Program(
+        _with_copies(cut(stores), stores), layout.sizes,
+        layout.leaves(stores, looped=True), stores, backward=True,
+    )  # fmt: skip
+    inputs, after, input_outers, input_sums = _backward_inputs(layout, need_x=need_x)
+    return Backward(
+        loop, inputs, layout.width,
+        any(name not in plan.hoisted for name in layout.plan.forward.inputs),
+        keeper.kept, after, outers, input_outers, sums, input_sums,
+    )  # fmt: skip
+
+
+def _parameter_size(layout: Layout, name: str) -> str:
+    once = layout.plan.forward.once.get(name)
+    if once is not None:
+        return once.size
+    kind = next(p.type for p in layout.plan.parameters if p.name == name)
+    return str(getattr(kind, "size", ONE))
+
+
+def _backward_inputs(
+    layout: Layout, *, need_x: bool
+) -> tuple[
+    Program | None, dict[str, int], list[tuple[Outer, Array, Array]], dict[str, tuple[Node, Sources]]
+]:
+    plan = layout.plan.backward.inputs
+    stores: Stores = {}
+    if need_x and "x" in plan.values:
+        stores[_whole(plan.values["x"], "input")] = [layout.array("d_x", "input", Index.NONE)]
+    keeper = _Keeper(layout, stores, "after", looped=False)
+    outers = [
+        (outer, keeper.place(outer.delta), keeper.place(outer.operand))
+        for outer in plan.matrices
+    ]
+    to_sum = dict(plan.vectors)
+    to_sum |= {name: node for name, node in plan.values.items() if name != "x"}
+    sums = {
+        name: keeper.summand(_whole(node, _parameter_size(layout, name)))
+        for name, node in to_sum.items()
+    }
+    if not stores:
+        return None, keeper.kept, outers, sums
+    sources = layout.leaves(stores, looped=False)
+    program = Program(_with_copies(cut(stores), stores), layout.sizes, sources, stores)
+    return program, keeper.kept, outers, sums
+
+
+class _Keeper:
+    """Finds, or makes, an array over all steps for a value that is needed after the loop."""
+
+    def __init__(self, layout: Layout, stores: Stores, prefix: str, *, looped: bool):
+        self.layout, self.stores, self.prefix, self.looped = layout, stores, prefix, looped
+        self.kept: dict[str, int] = {}
+
+    def known(self, node: Node) -> Array | None:
+        """Where the value lies for all steps, if it does."""
+        for array in self.stores.get(node, ()):
+            if array.index is not Index.ODD:
+                return array
+        if is_leaf(node) and node.op not in ("constant", "reciprocal_size"):
+            array = self.layout._leaf(node, looped=self.looped)
+            if array is not None and array.index is not Index.EVEN:
+                return array
+        return None
+
+    def place(self, node: Node) -> Array:
+        """Where the value lies for all steps."""
+        found = self.known(node)
+        usable = found is not None and found.kind is Kind.ROWS and not found.boolean
+        if usable and (found.index is not Index.NONE or not self.looped):
+            return found
+        index = Index.TIME if self.looped else Index.NONE
+        array = self.layout.array(f"{self.prefix}.{len(self.kept)}", node.size, index)
+        self.kept[array.slot] = array.stride
+        self.stores.setdefault(node, []).append(array)
+        return array
+
+    def summand(self, node: Node) -> tuple[Node, Sources]:
+        """A value to be summed, with the places of all that it is computed from."""
+        sources: Sources = {}
+        if not self._collect(node, sources):
+            sources = {node: self.place(node)}
+        return node, sources
+
+    def _collect(self, node: Node, sources: Sources) -> bool:
+        """Whether the value can be computed from arrays, unit by unit; adds them."""
+        found = self.known(node)
+        if found is not None:
+            sources[node] = found
+            return True
+        if is_leaf(node):
+            return node.op in ("constant", "reciprocal_size")
+        if TABLE[node.op].kind != "pointwise" or TABLE[node.op].cost > 4:
+            return False
+        return all(self._collect(source, sources) for source in node.inputs)
+
+
+def time_arrays(stores: Mapping[Node, list[Array]]) -> list[Array]:
+    """Arrays over all steps among those that a program writes."""
+    return [a for arrays in stores.values() for a in arrays if a.index is Index.TIME]

@@ -1,0 +1,201 @@
+"""Runs a compiled loop on several threads.
+
+The threads are those of torch's own OpenMP library, where it is in the process: the loops and
+torch's operations then never compete. Elsewhere they are Python's, which give up the
+interpreter's lock while compiled code runs.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+from concurrent.futures import ThreadPoolExecutor
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from llvmlite import ir
+
+from cellwright.engines.cpu import jit
+from cellwright.engines.cpu.ops import I32, I64, POINTER
+
+ROWS, SHARES = 0, 1
+_forked = False
+
+
+def _after_fork() -> None:
+    global _forked
+    _forked = True  # an OpenMP library's threads do not exist in a forked child
+
+
+os.register_at_fork(after_in_child=_after_fork)
+
+
+def count() -> int:
+    """Threads that a loop may use: torch's number, 1 in a forked process."""
+    return 1 if _forked else torch.get_num_threads()
+
+
+@lru_cache(maxsize=1)
+def _openmp() -> ctypes.CDLL | None:
+    """The OpenMP library that torch has loaded, if it is GNU's."""
+    try:
+        lines = Path("/proc/self/maps").read_text().splitlines()
+    except OSError:
+        return None
+    paths = {line.split()[-1] for line in lines if "libgomp" in line.rpartition("/")[2]}
+    for path in sorted(paths):
+        library = ctypes.CDLL(path)
+        if hasattr(library, "GOMP_parallel") and hasattr(library, "omp_get_thread_num"):
+            return library
+    return None
+
+
+def _runtime_module() -> str:
+    """Barrier, and the function that each thread of a team begins with."""
+    module = ir.Module("cellwright_runtime")
+    _emit_barrier(module)
+    _emit_member(module)
+    return str(module)
+
+
+def _emit_barrier(module: ir.Module) -> None:
+    """Wait until all shares have arrived: a counter and the number of the round."""
+    function = ir.Function(
+        module, ir.FunctionType(ir.VoidType(), [I64, I64]), "cellwright_barrier"
+    )
+    place, shares = function.args
+    entry, last, wait, spin, rest, end = (
+        function.append_basic_block(n) for n in ("entry", "last", "wait", "spin", "rest", "end")
+    )
+    b = ir.IRBuilder(entry)
+    counter = b.inttoptr(place, POINTER)
+    round_ = b.gep(counter, [ir.Constant(I64, 8)], source_etype=I64)  # on another cache line
+    one = ir.Constant(I64, 1)
+    before = b.load_atomic(round_, "acquire", 8, typ=I64)
+    arrived = b.add(b.atomic_rmw("add", counter, one, "acq_rel"), one)
+    b.cbranch(b.icmp_signed("==", arrived, shares), last, wait)
+    b.position_at_end(last)
+    b.atomic_rmw("xchg", counter, ir.Constant(I64, 0), "release")
+    b.atomic_rmw("add", round_, one, "release")
+    b.branch(end)
+    b.position_at_end(wait)
+    b.branch(spin)
+    b.position_at_end(spin)
+    tries = b.phi(I64)
+    tries.add_incoming(ir.Constant(I64, 0), wait)
+    now = b.load_atomic(round_, "acquire", 8, typ=I64)
+    b.cbranch(b.icmp_signed("!=", now, before), end, rest)
+    b.position_at_end(rest)
+    following = b.add(tries, one)
+    pause = ir.Function(module, ir.FunctionType(ir.VoidType(), []), "llvm.x86.sse2.pause")
+    yields = ir.Function(module, ir.FunctionType(I32, []), "sched_yield")
+    tired = b.icmp_signed("==", b.and_(following, ir.Constant(I64, 4095)), ir.Constant(I64, 0))
+    with b.if_else(tired) as (gives_way, goes_on):
+        with gives_way:
+            b.call(yields, [])  # another process may need this processor
+        with goes_on:
+            b.call(pause, [])
+    tries.add_incoming(following, b.block)
+    b.branch(spin)
+    b.position_at_end(end)
+    b.ret_void()
+
+
+class _Callee:
+    """An address to call: llvmlite otherwise wants a pointer that carries its function's type."""
+
+    def __init__(self, address: Any, function_type: ir.FunctionType):
+        self.function_type = function_type
+        self.type = POINTER
+        self.get_reference = address.get_reference
+
+
+def _emit_member(module: ir.Module) -> None:
+    """``cellwright_member(job)``: take this thread's part of a job and run it.
+
+    job = [address of run, its arguments, rows, how to share]
+    """
+    function = ir.Function(module, ir.FunctionType(ir.VoidType(), [POINTER]), "cellwright_member")
+    b = ir.IRBuilder(function.append_basic_block("entry"))
+    fields = [
+        b.load(b.gep(function.args[0], [ir.Constant(I64, k)], source_etype=I64), typ=I64, align=8)
+        for k in range(4)
+    ]
+    run = b.inttoptr(fields[0], POINTER)
+    arguments = b.inttoptr(fields[1], POINTER)
+    asks = ir.FunctionType(I32, [])
+    number = b.sext(b.call(ir.Function(module, asks, "omp_get_thread_num"), []), I64)
+    team = b.sext(b.call(ir.Function(module, asks, "omp_get_num_threads"), []), I64)
+    by_rows = b.icmp_signed("==", fields[3], ir.Constant(I64, ROWS))
+    zero, one = ir.Constant(I64, 0), ir.Constant(I64, 1)
+    first = b.sdiv(b.mul(number, fields[2]), team)
+    end = b.sdiv(b.mul(b.add(number, one), fields[2]), team)
+    kind = ir.FunctionType(ir.VoidType(), [POINTER, I64, I64, I64, I64])
+    b.call(_Callee(run, kind), [
+        arguments,
+        b.select(by_rows, first, zero), b.select(by_rows, end, fields[2]),
+        b.select(by_rows, zero, number), b.select(by_rows, one, team),
+    ])  # fmt: skip
+    b.ret_void()
+
+
+@lru_cache(maxsize=4)
+def _runtime(limit: str) -> tuple[jit.Code, int]:
+    library = _openmp()
+    if library is not None:
+        jit.bind_symbols(
+            {
+                name: ctypes.cast(getattr(library, name), ctypes.c_void_p).value or 0
+                for name in ("omp_get_thread_num", "omp_get_num_threads")
+            }
+        )
+    code = jit.compile_ir(_runtime_module(), limit)
+    jit.bind_symbols({"cellwright_barrier": code.address("cellwright_barrier")})
+    return code, code.address("cellwright_member")
+
+
+def provide() -> None:
+    """Compile the barrier, so that loops can be linked with it."""
+    _runtime(jit.features_limit())
+
+
+@lru_cache(maxsize=1)
+def _pool() -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(max_workers=os.cpu_count(), thread_name_prefix="cellwright")
+
+
+_RUN = ctypes.CFUNCTYPE(
+    None, ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64, ctypes.c_int64, ctypes.c_int64
+)
+
+
+def launch(address: int, arguments: int, rows: int, how: int, threads: int) -> None:
+    """Run a loop and wait for it.
+
+    Args:
+        address: of the compiled ``run``.
+        arguments: address of its arguments.
+        rows: of the batch.
+        how: ``ROWS`` gives each thread some rows, ``SHARES`` some units of all rows.
+        threads: how many.
+    """
+    if threads <= 1:
+        _RUN(address)(arguments, 0, rows, 0, 1)
+        return
+    library = _openmp()
+    if library is not None:
+        job = (ctypes.c_int64 * 4)(address, arguments, rows, how)
+        _, member = _runtime(jit.features_limit())
+        library.GOMP_parallel(ctypes.c_void_p(member), job, threads, 0)
+        return
+    run = _RUN(address)
+    if how == ROWS:
+        parts = [(rows * k // threads, rows * (k + 1) // threads, 0, 1) for k in range(threads)]
+    else:
+        parts = [(0, rows, k, threads) for k in range(threads)]
+    waiting = [_pool().submit(run, arguments, *part) for part in parts[1:]]
+    run(arguments, *parts[0])
+    for each in waiting:
+        each.result()
