@@ -62,21 +62,27 @@ def cut(roots: Iterable[Node]) -> tuple[Stage, ...]:
     return tuple(each for each in stages if each.nodes)
 
 
+def _waits(each: Node) -> bool:
+    """Whether an operation needs its operand complete; ``x`` is, from the start."""
+    kind = TABLE[each.op].kind
+    return kind == "reduction" or (kind == "product" and each.inputs[1].op != "input")
+
+
 def _levels(order: list[Node]) -> dict[Node, int]:
     """The earliest stage of each value."""
     level: dict[Node, int] = {}
     for each in order:
         earliest = max((level.get(source, 0) for source in each.inputs), default=0)
-        level[each] = earliest + (TABLE[each.op].kind in ("product", "reduction"))
+        level[each] = earliest + _waits(each)
     return level
 
 
 def _sink(order: list[Node], level: dict[Node, int]) -> None:
-    """Move what needs no product (level 0) to its first user, so that it is not stored."""
+    """Move what waits for nothing (level 0) to its first user, so that it is not stored."""
     first_user: dict[Node, int] = {}
     for each in reversed(order):
         if level[each] == 0 and each in first_user:
             level[each] = max(0, first_user[each])
-        needed = level[each] - (TABLE[each.op].kind in ("product", "reduction"))
+        needed = level[each] - _waits(each)
         for source in each.inputs:
             first_user[source] = min(first_user.get(source, needed), needed)

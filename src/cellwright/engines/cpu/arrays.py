@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
 
 from cellwright.ir import Node
@@ -48,6 +48,10 @@ class Array:
     offset: int = 0
     boolean: bool = False
     initial: str = ""
+
+    def moved(self, units: int) -> Array:
+        """The same array, that many units further on."""
+        return replace(self, offset=self.offset + units)
 
 
 Sources = dict[Node, Array]

@@ -22,12 +22,13 @@ from llvmlite import ir
 from cellwright.engines.cpu.arrays import Array, Index, Kind, Sources, Stores
 from cellwright.engines.cpu.functions import OPERATIONS
 from cellwright.engines.cpu.ops import I8, I32, I64, POINTER, Emitter, Lanes, Value
-from cellwright.engines.cpu.product import ROW_BLOCKS, call_by_rows
+from cellwright.engines.cpu.product import ROW_BLOCKS, call_by_rows, declare_pair
 from cellwright.engines.cpu.targets import Group, Target, find_targets, group
 from cellwright.ir import ONE, Node, topological
 from cellwright.plan import Stage
 
 TILE_ROWS = 48
+SUM_ROWS = 64
 ENTRY = "run"
 
 
@@ -141,11 +142,11 @@ class _Body:
         e.b.ret_void()
         return str(self.module)
 
-    def _position(self, product: Node) -> tuple[str, int]:
-        """Where a product's operand lies: neighbours are multiplied in one go."""
+    def _position(self, product: Node) -> tuple[bool, str, int]:
+        """The place of a term in its chain: x first, then by memory, so that neighbours meet."""
         operand = product.inputs[1]
         array = self.program.sources.get(operand) or self.program.stores[operand][0]
-        return array.slot, array.offset
+        return operand.op != "input", array.slot, array.offset
 
     # One step ------------------------------------------------------------------------------
 
@@ -293,19 +294,28 @@ class _Body:
         first = b.sdiv(b.mul(self.share, e.i64(count)), self.shares)
         following = b.add(self.share, e.i64(1))
         end = b.sdiv(b.mul(following, e.i64(count)), self.shares)
-        with e.loop(first, end) as block, e.loop(self.row_from, self.row_to, TILE_ROWS) as row:
+        alone = b.icmp_signed("==", b.sub(self.row_to, self.row_from), e.i64(1))
+        stride = b.select(alone, e.i64(2), e.i64(1)) if members else e.i64(1)
+        with e.loop(first, end, stride) as block, e.loop(self.row_from, self.row_to, TILE_ROWS) as row:
             left = b.sub(self.row_to, row)
             limit = e.i64(TILE_ROWS)
             rows = b.select(b.icmp_signed("<", left, limit), left, limit)
+            paired = b.icmp_signed("<", b.add(block, e.i64(1)), b.select(alone, end, e.i64(0)))
             for position, (number, members_group) in enumerate(members):
-                self._products(index, number, members_group, block, row, rows, position, here)
-            with e.loop(e.i64(0), rows) as r:
+                self._products(
+                    index, number, members_group, block, row, rows, paired, position, here
+                )
+            # A single row's tile has two rows: its results for this block and for the next.
+            lines = b.select(paired, e.i64(2), rows) if members else rows
+            with e.loop(e.i64(0), lines) as r:
+                here_row = b.select(paired, row, b.add(row, r)) if members else b.add(row, r)
+                here_block = b.select(paired, b.add(block, r), block) if members else block
                 for part in range(per_row):
-                    unit = b.add(b.mul(block, e.i64(step)), e.i64(part * lanes.count))
+                    unit = b.add(b.mul(here_block, e.i64(step)), e.i64(part * lanes.count))
                     tiles = self._tile_values(members, r, part)
                     ragged = bool(units % step)
                     mask = e.lanes_below(b.sub(e.i64(units), unit)) if ragged else None
-                    self._equations(roots, b.add(row, r), unit, mask, here, tiles)
+                    self._equations(roots, here_row, unit, mask, here, tiles)
 
     def _tile_values(
         self, members: list[tuple[int, Group]], r: Value, part: int
@@ -353,7 +363,7 @@ class _Body:
 
     def _products(
         self, index: int, number: int, members: Group, block: Value, row: Value, rows: Value,
-        position: int, here: Sources,
+        paired: Value, position: int, here: Sources,
     ) -> None:  # fmt: skip
         """Run the micro-kernels of a group for some rows of one block of units."""
         e, b, lanes = self.e, self.e.b, self.lanes
@@ -362,6 +372,54 @@ class _Body:
         depth = sum(k for _, k in operands)
         packed = b.inttoptr(self.argument(weights_slot(index, number)), POINTER)
         panel = e.at(packed, b.mul(block, e.i64(depth * width)))
+        started = any(target.start is not None for target in members.targets)
+        if started:
+            self._start(members, block, row, rows, paired, position, here)
+        with b.if_else(paired) as (one_row, many_rows):
+            with one_row:
+                done = 0
+                following = e.at(panel, e.i64(depth * width))
+                for operand, (array, k) in enumerate(operands):
+                    begin = e.i64(done * width)
+                    b.call(declare_pair(self.module, members.vectors, self.lanes.double), [
+                        e.i64(k), e.at(self._base(array), self._row_offset(array, row)),
+                        e.at(panel, begin), e.at(following, begin), self.tiles[position],
+                        e.i64(self.tile_stride), ir.Constant(I32, 1 if operand or started else 0),
+                    ])  # fmt: skip
+                    done += k
+            with many_rows:
+                self._row_blocks(members, operands, panel, row, rows, position, started)
+
+    def _start(
+        self, members: Group, block: Value, row: Value, rows: Value, paired: Value, position: int,
+        here: Sources,
+    ) -> None:  # fmt: skip
+        """Fill a tile with what its chains begin with."""
+        e, b, lanes = self.e, self.e.b, self.lanes
+        units = self.program.sizes[members.size]
+        step = members.blocks * lanes.count
+        with e.loop(e.i64(0), b.select(paired, e.i64(2), rows)) as r:
+            here_row = b.select(paired, row, b.add(row, r))
+            first = b.mul(b.select(paired, b.add(block, r), block), e.i64(step))
+            for number, target in enumerate(members.targets):
+                for part in range(members.blocks):
+                    unit = b.add(first, e.i64(part * lanes.count))
+                    ragged = bool(units % step)
+                    mask = e.lanes_below(b.sub(e.i64(units), unit)) if ragged else None
+                    value = e.splat(0.0)
+                    if target.start is not None:
+                        evaluation = _Evaluation(self, here_row, unit, mask, here, {})
+                        value = evaluation.value(target.start)
+                    column = (number * members.blocks + part) * lanes.count
+                    offset = b.add(b.mul(r, e.i64(self.tile_stride)), e.i64(column))
+                    e.store(value, e.at(self.tiles[position], offset))
+
+    def _row_blocks(
+        self, members: Group, operands: list[tuple[Array, int]], panel: Value, row: Value,
+        rows: Value, position: int, started: bool,
+    ) -> None:  # fmt: skip
+        e, b = self.e, self.e.b
+        width = members.vectors * self.lanes.count
         start: Value = e.i64(0)
         for count in ROW_BLOCKS:
             stop = b.add(start, b.mul(b.sdiv(b.sub(rows, start), e.i64(count)), e.i64(count)))
@@ -373,7 +431,8 @@ class _Body:
                     call_by_rows(e, count, members.vectors, [
                         e.i64(k), e.at(self._base(array), offset), e.i64(array.stride), e.i64(1),
                         e.at(panel, e.i64(done * width)), e.i64(width),
-                        tile, e.i64(self.tile_stride), ir.Constant(I32, 1 if operand else 0),
+                        tile, e.i64(self.tile_stride),
+                        ir.Constant(I32, 1 if operand or started else 0),
                     ])  # fmt: skip
                     done += k
             start = stop
@@ -474,9 +533,7 @@ class _Evaluation:
         return e.masked_load(e.at(base, place), self.mask)
 
 
-def emit_sums(
-    program: Program, sums: Mapping[Node, str], size: str, double: bool
-) -> str:
+def emit_sums(program: Program, sums: Mapping[Node, str], size: str, double: bool) -> str:
     """Sums over all rows and steps, unit by unit: the gradients of vector parameters.
 
     Args:
@@ -501,35 +558,69 @@ def emit_sums(
         body.loaded[name] = e.load(e.b.gep(base, [e.i64(place)], source_etype=I64), I64, 8)
     units = program.sizes[size]
     count = -(-units // lanes.count)
-    held = {each: e.scratch(lanes.count) for each in sums}
     first = b.sdiv(b.mul(body.share, e.i64(count)), body.shares)
     end = b.sdiv(b.mul(b.add(body.share, e.i64(1)), e.i64(count)), body.shares)
-    with e.loop(first, end) as block:
+
+    def parts(block: Value) -> tuple[Value, Value | None, list[tuple[Node, Value]]]:
         unit = b.mul(block, e.i64(lanes.count))
         mask = e.lanes_below(b.sub(e.i64(units), unit)) if units % lanes.count else None
-        for place in held.values():
-            e.store(e.splat(0.0), place)
-        with e.loop(e.i64(0), body.argument("steps")) as i:
-            last = b.sub(body.argument("steps"), e.i64(1))
-            backwards = b.icmp_signed("!=", body.argument("reverse"), e.i64(0))
-            body.t = b.select(backwards, b.sub(last, i), i)
-            body.before = b.select(
-                backwards, b.add(body.t, e.i64(1)), b.sub(body.t, e.i64(1))
+        places = [
+            (each, e.at(b.inttoptr(body.argument(slot), POINTER), unit))
+            for each, slot in sums.items()
+        ]
+        return unit, mask, places
+
+    def store(value: Value, place: Value, mask: Value | None) -> None:
+        if mask is None:
+            e.store(value, place)
+        else:
+            e.masked_store(value, place, mask)
+
+    with e.loop(first, end) as block:
+        _, mask, places = parts(block)
+        for _, place in places:
+            store(e.splat(0.0), place, mask)
+    with e.loop(e.i64(0), body.argument("steps")) as i:
+        last = b.sub(body.argument("steps"), e.i64(1))
+        backwards = b.icmp_signed("!=", body.argument("reverse"), e.i64(0))
+        body.t = b.select(backwards, b.sub(last, i), i)
+        body.before = b.select(backwards, b.add(body.t, e.i64(1)), b.sub(body.t, e.i64(1)))
+        body.first = b.icmp_signed("==", i, e.i64(0))
+        body.parity = e.i64(0)
+        body.bases = {}
+        for array in program.sources.values():
+            body._base(array)
+        # Some rows at a time, so that the lines of memory that they share stay near.
+        with e.loop(body.row_from, body.row_to, SUM_ROWS) as row_from, e.loop(first, end) as block:
+            left = b.sub(body.row_to, row_from)
+            limit = e.i64(SUM_ROWS)
+            rows = b.select(b.icmp_signed("<", left, limit), left, limit)
+            unit, mask, places = parts(block)
+            held = [e.load(p) if mask is None else e.masked_load(p, mask) for _, p in places]
+            before = b.block
+            head, inside, after = (
+                b.append_basic_block(n) for n in ("rows", "rows_body", "rows_end")
             )
-            body.first = b.icmp_signed("==", i, e.i64(0))
-            body.bases = {}
-            for each in topological(sums):
-                if each in program.sources:
-                    body._base(program.sources[each])
-            with e.loop(body.row_from, body.row_to) as row:
-                evaluation = _Evaluation(body, row, unit, mask, program.sources, {})
-                for each, place in held.items():
-                    e.store(b.fadd(e.load(place), evaluation.value(each)), place)
-        for each, place in held.items():
-            into = e.at(b.inttoptr(body.argument(sums[each]), POINTER), unit)
-            if mask is None:
-                e.store(e.load(place), into)
-            else:
-                e.masked_store(e.load(place), into, mask)
+            b.branch(head)
+            b.position_at_end(head)
+            r = b.phi(I64)
+            r.add_incoming(e.i64(0), before)
+            running = [b.phi(lanes.vector) for _ in places]
+            for phi, value in zip(running, held, strict=True):
+                phi.add_incoming(value, before)
+            b.cbranch(b.icmp_signed("<", r, rows), inside, after)
+            b.position_at_end(inside)
+            evaluation = _Evaluation(body, b.add(row_from, r), unit, mask, program.sources, {})
+            added = [
+                b.fadd(phi, evaluation.value(each))
+                for phi, (each, _) in zip(running, places, strict=True)
+            ]
+            for phi, value in zip(running, added, strict=True):
+                phi.add_incoming(value, b.block)
+            r.add_incoming(b.add(r, e.i64(1)), b.block)
+            b.branch(head)
+            b.position_at_end(after)
+            for phi, (_, place) in zip(running, places, strict=True):
+                store(phi, place, mask)
     b.ret_void()
     return str(body.module)

@@ -2,7 +2,7 @@
 
 Each is within 3 units in the last place of the exact value over the whole range, right at zeros,
 infinities, NaN and for denormal numbers. No fast-math: what is written is what is computed.
-Polynomials and rational functions are those of S. L. Moshier's Cephes library (exp, log, tanh);
+Polynomials and rational functions are those of S. L. Moshier's Cephes library (exp, log);
 exp in double precision is the Taylor series, which is enough on its reduced range.
 """
 
@@ -18,13 +18,6 @@ _EXP_SINGLE = (
     5.0000001201e-1,
 )  # fmt: skip
 _EXP_DOUBLE = tuple(1.0 / math.factorial(k) for k in range(13, 1, -1))
-_TANH_SINGLE = (
-    -5.70498872745e-3, 2.06390887954e-2, -5.37397155531e-2, 1.33314422036e-1, -3.33332819422e-1
-)  # fmt: skip
-_TANH_DOUBLE_P = (-9.64399179425052238628e-1, -9.92877231001918586564e1, -1.61468768441708447952e3)
-_TANH_DOUBLE_Q = (
-    1.0, 1.12811678491632931402e2, 2.23548839060100448583e3, 4.84406305325125486048e3
-)  # fmt: skip
 _LOG_SINGLE = (
     7.0376836292e-2, -1.1514610310e-1, 1.1676998740e-1, -1.2420140846e-1, 1.4249322787e-1,
     -1.6668057665e-1, 2.0000714765e-1, -2.4999993993e-1, 3.3333331174e-1,
@@ -61,6 +54,18 @@ def exp(e: Emitter, x: Value) -> Value:
     low, high = (-746.0, 710.0) if double else (-104.0, 89.0)
     x = b.select(_less(e, x, e.splat(low)), e.splat(low), x)
     x = b.select(_less(e, e.splat(high), x), e.splat(high), x)
+    _, whole, rest = _reduce(e, x)
+    series = _polynomial(e, rest, _EXP_DOUBLE if double else _EXP_SINGLE)
+    value = e.fma(b.fmul(rest, rest), series, rest)
+    value = b.fadd(value, e.splat(1.0))
+    # In two steps: 2^n itself may be too small or too large for the format.
+    half = b.ashr(whole, e.integers(1))
+    return b.fmul(b.fmul(value, _power(e, half)), _power(e, b.sub(whole, half)))
+
+
+def _reduce(e: Emitter, x: Value) -> tuple[Value, Value, Value]:
+    """x = n log 2 + rest: n as a number and as an integer, and the rest."""
+    b, double = e.b, e.lanes.double
     # Adding 1.5 * 2^52 (2^23) leaves the nearest whole number in the lowest bits.
     shifter = e.splat(6755399441055744.0 if double else 12582912.0)
     shifted = e.fma(x, e.splat(1.4426950408889634), shifter)
@@ -72,12 +77,7 @@ def exp(e: Emitter, x: Value) -> Value:
     else:
         rest = e.fma(n, e.splat(-0.693359375), x)
         rest = e.fma(n, e.splat(2.12194440e-4), rest)
-    series = _polynomial(e, rest, _EXP_DOUBLE if double else _EXP_SINGLE)
-    value = e.fma(b.fmul(rest, rest), series, rest)
-    value = b.fadd(value, e.splat(1.0))
-    # In two steps: 2^n itself may be too small or too large for the format.
-    half = b.ashr(whole, e.integers(1))
-    return b.fmul(b.fmul(value, _power(e, half)), _power(e, b.sub(whole, half)))
+    return n, whole, rest
 
 
 def _power(e: Emitter, n: Value) -> Value:
@@ -95,20 +95,23 @@ def sigmoid(e: Emitter, x: Value) -> Value:
 
 
 def tanh(e: Emitter, x: Value) -> Value:
-    """A polynomial near zero, 1 - 2 / (exp(2|x|) + 1) elsewhere; the sign is put back."""
+    """(exp(2|x|) - 1) / (exp(2|x|) + 1) by way of expm1, exact near zero; the sign is put back."""
     b = e.b
     a = _abs(e, x)
-    square = b.fmul(a, a)
-    if e.lanes.double:
-        top = _polynomial(e, square, _TANH_DOUBLE_P)
-        series = b.fdiv(top, _polynomial(e, square, _TANH_DOUBLE_Q))
-    else:
-        series = _polynomial(e, square, _TANH_SINGLE)
-    near = e.fma(b.fmul(a, square), series, a)
-    growth = exp(e, b.fadd(a, a))
-    far = b.fsub(e.splat(1.0), b.fdiv(e.splat(2.0), b.fadd(growth, e.splat(1.0))))
-    value = b.select(_less(e, a, e.splat(0.625)), near, far)
-    return e.vector_call("llvm.copysign", value, x)
+    growth = expm1_of_double(e, a)
+    return e.vector_call("llvm.copysign", b.fdiv(growth, b.fadd(growth, e.splat(2.0))), x)
+
+
+def expm1_of_double(e: Emitter, a: Value) -> Value:
+    """exp(2a) - 1 for a >= 0, up to where tanh(a) is 1: 2^n * (exp(rest) - 1) + (2^n - 1)."""
+    b, double = e.b, e.lanes.double
+    limit = e.splat(22.0 if double else 10.0)
+    a = b.select(_less(e, limit, a), limit, a)
+    _, whole, rest = _reduce(e, b.fadd(a, a))
+    series = _polynomial(e, rest, _EXP_DOUBLE if double else _EXP_SINGLE)
+    less_one = e.fma(b.fmul(rest, rest), series, rest)
+    power = _power(e, whole)
+    return e.fma(power, less_one, b.fsub(power, e.splat(1.0)))
 
 
 def log(e: Emitter, x: Value) -> Value:

@@ -1,45 +1,89 @@
-"""Weights in the order in which the micro-kernels read them."""
+"""Puts weights into the order in which the micro-kernels read them.
+
+A panel holds the weights of one block of units: for each column k of the operands, one after the
+other, the vectors of all targets. Units behind the last are zeros.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import torch
+from llvmlite import ir
 from torch import Tensor
 
+from cellwright.engines.cpu.ops import I64, POINTER, Emitter, Lanes, Value
 from cellwright.engines.cpu.targets import Group
 from cellwright.ir import Matrix, Node
 
+ARGUMENTS = (
+    "source", "unit_stride", "k_stride", "units", "k_count", "target", "step", "block_stride",
+    "panel_row", "blocks",
+)  # fmt: skip
 
-def pack(
-    members: Group, parameters: Mapping[str, Tensor], sizes: Mapping[str, int], lanes: int
-) -> Tensor:
-    """The weights of a group as (unit blocks, K, targets, blocks, lanes), zeros behind the last.
 
-    K runs over the columns of all operands in their order.
+@dataclass(frozen=True)
+class Copy:
+    """One matrix of one target: where its weights go.
+
+    Attributes:
+        parameter: its name.
+        matrix: its type.
+        transposed: the product is with the transposed matrix.
+        units, depth: rows and columns of the (transposed) matrix.
+        begin: first element in the packed memory.
+        step: units of a block.
+        block_stride, panel_row: elements from block to block, and from k to k.
+        blocks: number of blocks.
     """
-    units = sizes[members.size]
-    step = members.blocks * lanes
-    count = -(-units // step)
-    widths = [sizes[operand.size] for operand in members.operands]
-    first = next(iter(parameters.values()))
-    packed = torch.zeros(
-        (count, sum(widths), len(members.targets), members.blocks, lanes), dtype=first.dtype
-    )
-    for number, target in enumerate(members.targets):
-        start = 0
-        for product, width in zip(target.products, widths, strict=True):
-            weight = _matrix(product, parameters)
-            _copy(packed[:, start : start + width, number], weight, step)
-            start += width
-    return packed
+
+    parameter: str
+    matrix: Matrix
+    transposed: bool
+    units: int
+    depth: int
+    begin: int
+    step: int
+    block_stride: int
+    panel_row: int
+    blocks: int
 
 
-def _matrix(product: Node, parameters: Mapping[str, Tensor]) -> Tensor:
-    """(units, columns) of a product, dense."""
-    parameter = product.inputs[0]
-    weight = dense(parameters[str(parameter.attribute("name"))], parameter.matrix)
-    return weight.T if product.op == "matvec_transposed" else weight
+def plan_copies(
+    groups: Sequence[Group], sizes: Mapping[str, int], lanes: int
+) -> tuple[list[Copy], list[int], int]:
+    """The copies for some groups, where each group's weights begin, and elements in all."""
+    copies: list[Copy] = []
+    begins: list[int] = []
+    end = 0
+    for members in groups:
+        begins.append(end)
+        units = sizes[members.size]
+        step = members.blocks * lanes
+        blocks = -(-units // step)
+        widths = [sizes[operand.size] for operand in members.operands]
+        row = len(members.targets) * step
+        for number, target in enumerate(members.targets):
+            start = 0
+            for each, width in zip(target.products, widths, strict=True):
+                copies.append(
+                    _copy(each, units, width, end + start * row + number * step, step,
+                          sum(widths) * row, row, blocks)
+                )  # fmt: skip
+                start += width
+        end += blocks * sum(widths) * row
+    return copies, begins, end
+
+
+def _copy(
+    each: Node, units: int, width: int, begin: int, step: int, block_stride: int, row: int, blocks: int
+) -> Copy:
+    parameter = each.inputs[0]
+    return Copy(
+        str(parameter.attribute("name")), parameter.matrix, each.op == "matvec_transposed",
+        units, width, begin, step, block_stride, row, blocks,
+    )  # fmt: skip
 
 
 def dense(weight: Tensor, kind: Matrix) -> Tensor:
@@ -49,15 +93,53 @@ def dense(weight: Tensor, kind: Matrix) -> Tensor:
     return torch.block_diag(*weight.chunk(kind.blocks))
 
 
-def _copy(into: Tensor, weight: Tensor, step: int) -> None:
-    """Write (units, K) into (blocks, K, parts, lanes)."""
-    whole = weight.shape[0] // step
-    _, depth, parts, lanes = into.shape
-    if whole:
-        rows = weight[: whole * step].reshape(whole, parts, lanes, depth)
-        into[:whole].copy_(rows.permute(0, 3, 1, 2))
-    left = weight.shape[0] - whole * step
-    if left:
-        padded = weight.new_zeros((step, depth))
-        padded[:left] = weight[whole * step :]
-        into[whole].copy_(padded.reshape(parts, lanes, depth).permute(2, 0, 1))
+def emit_pack(double: bool) -> str:
+    """``run``: carries out copies; arguments: their number, then ``ARGUMENTS`` of each."""
+    module = ir.Module("cellwright_pack")
+    kind = ir.FunctionType(ir.VoidType(), [POINTER, I64, I64, I64, I64])
+    function = ir.Function(module, kind, "run")
+    arguments, _, _, share, shares = function.args
+    e = Emitter(module, ir.IRBuilder(function.append_basic_block("entry")), Lanes(double))
+    b = e.b
+    count = e.load(arguments, I64, 8)
+    with e.loop(e.i64(0), count) as job:
+        start = b.add(e.i64(1), b.mul(job, e.i64(len(ARGUMENTS))))
+        given = {
+            name: e.load(b.gep(arguments, [b.add(start, e.i64(place))], source_etype=I64), I64, 8)
+            for place, name in enumerate(ARGUMENTS)
+        }
+        first = b.sdiv(b.mul(share, given["blocks"]), shares)
+        end = b.sdiv(b.mul(b.add(share, e.i64(1)), given["blocks"]), shares)
+        with e.loop(first, end) as block:
+            _emit_block(e, given, block)
+    b.ret_void()
+    return str(module)
+
+
+def _emit_block(e: Emitter, given: dict[str, Value], block: Value) -> None:
+    """One block of units of one matrix, unit by unit."""
+    b, element = e.b, e.lanes.element
+    source, target = (b.inttoptr(given[name], POINTER) for name in ("source", "target"))
+    into = e.at(target, b.mul(block, given["block_stride"]))
+    first = b.mul(block, given["step"])
+    contiguous = b.icmp_signed("==", given["unit_stride"], e.i64(1))
+    room = b.icmp_signed("<=", b.add(first, given["step"]), given["units"])
+    with b.if_else(b.and_(contiguous, room)) as (by_vectors, one_by_one):
+        with by_vectors, e.loop(e.i64(0), given["k_count"]) as k:
+            row = e.at(source, b.add(b.mul(k, given["k_stride"]), first))
+            place = e.at(into, b.mul(k, given["panel_row"]))
+            with e.loop(e.i64(0), given["step"], e.lanes.count) as lane:
+                e.store(e.load(e.at(row, lane)), e.at(place, lane))
+        with one_by_one, e.loop(e.i64(0), given["step"]) as lane:
+            unit = b.add(first, lane)
+            inside = b.icmp_signed("<", unit, given["units"])
+            with b.if_else(inside) as (real, padding):
+                with real:
+                    row = e.at(source, b.mul(unit, given["unit_stride"]))
+                    with e.loop(e.i64(0), given["k_count"]) as k:
+                        value = e.load(e.at(row, b.mul(k, given["k_stride"])), element)
+                        place = b.add(b.mul(k, given["panel_row"]), lane)
+                        e.store(value, e.at(into, place))
+                with padding, e.loop(e.i64(0), given["k_count"]) as k:
+                    place = b.add(b.mul(k, given["panel_row"]), lane)
+                    e.store(ir.Constant(element, 0.0), e.at(into, place))

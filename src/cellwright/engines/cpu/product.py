@@ -6,12 +6,16 @@ One micro-kernel computes a tile of ``rows`` x ``vectors`` sums that stay in reg
         for each vector v: b[v] = B[k][v]
         for each row r:    c[r][:] = fma(broadcast A[r][k], b[:], c[r][:])
 
+A single row is too little to keep a processor busy; its kernel takes two panels of weights, and the
+rows of its tile are the row's results for the one and the other.
+
 Every sum is one chain of fused multiply-adds over k = 0, 1, 2, ..., begun at zero or at what the
 tile held, so its bits depend neither on the tile's shape nor on who computes it.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from functools import lru_cache
 
 from llvmlite import ir
@@ -41,21 +45,65 @@ def declare_micro(module: ir.Module, rows: int, vectors: int, double: bool) -> i
     return found
 
 
+PAIR_ARGUMENTS = (I64, POINTER, POINTER, POINTER, POINTER, I64, I32)
+"""K, A, first B, second B, C, C's row stride, accumulate."""
+
+
+def pair_name(vectors: int, double: bool) -> str:
+    """Name of the kernel for one row and two panels."""
+    return f"cellwright_pair_{'f64' if double else 'f32'}_{vectors}"
+
+
+def declare_pair(module: ir.Module, vectors: int, double: bool) -> ir.Function:
+    """The kernel for one row and two panels as an external function of ``module``."""
+    name = pair_name(vectors, double)
+    found = module.globals.get(name)
+    if found is None:
+        found = ir.Function(module, ir.FunctionType(ir.VoidType(), PAIR_ARGUMENTS), name)
+    return found
+
+
 def _emit_micro(module: ir.Module, rows: int, vectors: int, lanes: Lanes) -> None:
     function = declare_micro(module, rows, vectors, lanes.double)
     k_count, a, a_row, a_k, b_base, b_k, c, c_row, accumulate = function.args
-    for each, name in zip(
-        function.args, ("K", "A", "a_row", "a_k", "B", "b_k", "C", "c_row", "accumulate"), strict=True
-    ):
-        each.name = name
-    entry = function.append_basic_block("entry")
-    e = Emitter(module, ir.IRBuilder(entry), lanes)
+    e = Emitter(module, ir.IRBuilder(function.append_basic_block("entry")), lanes)
     b = e.b
+
+    def operands(k: Value) -> Iterator[tuple[int, Value, list[Value]]]:
+        row, column = b.mul(k, b_k), b.mul(k, a_k)
+        loaded = [e.load(e.at(b_base, b.add(row, e.i64(v * lanes.count)))) for v in range(vectors)]
+        for r in range(rows):
+            address = e.at(a, b.add(b.mul(a_row, e.i64(r)), column))
+            yield r, e.broadcast(e.load(address, lanes.element)), loaded
+
+    _emit_tile(e, function, rows, vectors, k_count, c, c_row, accumulate, operands)
+
+
+def _emit_pair(module: ir.Module, vectors: int, lanes: Lanes) -> None:
+    function = declare_pair(module, vectors, lanes.double)
+    k_count, a, first, second, c, c_row, accumulate = function.args
+    e = Emitter(module, ir.IRBuilder(function.append_basic_block("entry")), lanes)
+    b = e.b
+
+    def operands(k: Value) -> Iterator[tuple[int, Value, list[Value]]]:
+        factor = e.broadcast(e.load(e.at(a, k), lanes.element))
+        row = b.mul(k, e.i64(vectors * lanes.count))
+        for r, panel in enumerate((first, second)):
+            yield r, factor, [
+                e.load(e.at(panel, b.add(row, e.i64(v * lanes.count)))) for v in range(vectors)
+            ]
+
+    _emit_tile(e, function, 2, vectors, k_count, c, c_row, accumulate, operands)
+
+
+def _emit_tile(
+    e: Emitter, function: ir.Function, rows: int, vectors: int, k_count: Value, c: Value,
+    c_row: Value, accumulate: Value, operands: Callable[[Value], Iterator[tuple[int, Value, list[Value]]]],
+) -> None:  # fmt: skip
+    """The loop over k with a tile of sums in registers."""
+    b, lanes, entry = e.b, e.lanes, e.b.block
     tile = [
-        [
-            e.at(c, b.add(b.mul(c_row, e.i64(r)), e.i64(v * lanes.count)))
-            for v in range(vectors)
-        ]
+        [e.at(c, b.add(b.mul(c_row, e.i64(r)), e.i64(v * lanes.count))) for v in range(vectors)]
         for r in range(rows)
     ]
     fresh = b.icmp_signed("==", accumulate, ir.Constant(I32, 0))
@@ -76,12 +124,7 @@ def _emit_micro(module: ir.Module, rows: int, vectors: int, lanes: Lanes) -> Non
             sums[r][v].add_incoming(held[r][v], load_block)
     b.cbranch(b.icmp_signed("<", k, k_count), body, end)
     b.position_at_end(body)
-    row = b.mul(k, b_k)
-    column = b.mul(k, a_k)
-    loaded = [e.load(e.at(b_base, b.add(row, e.i64(v * lanes.count)))) for v in range(vectors)]
-    for r in range(rows):
-        address = e.at(a, b.add(b.mul(a_row, e.i64(r)), column))
-        factor = e.broadcast(e.load(address, lanes.element))
+    for r, factor, loaded in operands(k):
         for v in range(vectors):
             sums[r][v].add_incoming(e.fma(factor, loaded[v], sums[r][v]), body)
     k.add_incoming(b.add(k, e.i64(1)), body)
@@ -96,18 +139,14 @@ def _emit_micro(module: ir.Module, rows: int, vectors: int, lanes: Lanes) -> Non
 @lru_cache(maxsize=8)
 def _micro_kernels(double: bool, limit: str) -> jit.Code:
     module = ir.Module("cellwright_micro")
-    module.triple = ""
     for rows in ROW_BLOCKS:
         for vectors in range(1, VECTORS + 1):
             _emit_micro(module, rows, vectors, Lanes(double))
+    for vectors in range(1, VECTORS + 1):
+        _emit_pair(module, vectors, Lanes(double))
     code = jit.compile_ir(str(module), limit)
-    jit.bind_symbols(
-        {
-            micro_name(rows, vectors, double): code.address(micro_name(rows, vectors, double))
-            for rows in ROW_BLOCKS
-            for vectors in range(1, VECTORS + 1)
-        }
-    )
+    made = [each.name for each in module.functions if not each.is_declaration]
+    jit.bind_symbols({name: code.address(name) for name in made})
     return code
 
 
@@ -123,40 +162,67 @@ def call_by_rows(
     e.b.call(declare_micro(e.module, rows, vectors, e.lanes.double), arguments)
 
 
-OUTER_ARGUMENTS = ("n", "k", "a", "a_k", "b", "b_k", "c", "c_row")
+OUTER_ARGUMENTS = (
+    "m", "n", "k", "a", "a_k", "b", "b_k", "c", "c_row", "other", "other_from", "other_to", "shift"
+)  # fmt: skip
 
 
 def emit_outer(double: bool) -> str:
-    """``run``: C[m][n] += sum over k of A[k][m] * B[k][n], for the rows m of a range.
+    """``run``: for each of some jobs, C[m][n] += sum over k of A[k][m] * B[k][n].
 
-    The gradient of a matrix: k runs over all steps and rows. B is packed here, block by block,
-    into panels of 64 columns with zeros behind the last. Its arguments are ``OUTER_ARGUMENTS``.
+    The gradients of matrices: k runs over all steps and rows. B is packed here, block by block,
+    into panels of 64 columns with zeros behind the last. Where B holds states before each step,
+    the rows ``other_from`` to ``other_to`` are the initial state, at ``other``, and the rest of B
+    is shifted by ``shift`` rows. The arguments are the number of jobs, then ``OUTER_ARGUMENTS`` of
+    each; a thread takes its share of every job's rows.
     """
     lanes = Lanes(double)
     module = ir.Module("cellwright_outer")
     kind = ir.FunctionType(ir.VoidType(), [POINTER, I64, I64, I64, I64])
     function = ir.Function(module, kind, "run")
-    arguments, m_from, m_to, _, _ = function.args
+    arguments, _, _, share, shares = function.args
     e = Emitter(module, ir.IRBuilder(function.append_basic_block("entry")), lanes)
-    b = e.b
-    given = {
-        name: e.load(b.gep(arguments, [e.i64(place)], source_etype=I64), I64, 8)
-        for place, name in enumerate(OUTER_ARGUMENTS)
-    }
-    n_count, k_count, a_k, b_k, c_row = (given[name] for name in ("n", "k", "a_k", "b_k", "c_row"))
-    a, b_base, c = (b.inttoptr(given[name], POINTER) for name in ("a", "b", "c"))
-    again = ir.Constant(I32, 1)
     tile = e.scratch(max(ROW_BLOCKS) * VECTORS * lanes.count)
     panel = e.scratch(K_BLOCK * VECTORS * lanes.count)
+    jobs = e.load(arguments, I64, 8)
+    with e.loop(e.i64(0), jobs) as job:
+        start = e.b.add(e.i64(1), e.b.mul(job, e.i64(len(OUTER_ARGUMENTS))))
+        given = {
+            name: e.load(
+                e.b.gep(arguments, [e.b.add(start, e.i64(place))], source_etype=I64), I64, 8
+            )
+            for place, name in enumerate(OUTER_ARGUMENTS)
+        }
+        _emit_job(e, given, share, shares, tile, panel)
+    e.b.ret_void()
+    return str(module)
+
+
+def _emit_job(
+    e: Emitter, given: dict[str, Value], share: Value, shares: Value, tile: Value, panel: Value
+) -> None:
+    b, lanes = e.b, e.lanes
+    n_count, k_count, a_k, b_k, c_row = (given[name] for name in ("n", "k", "a_k", "b_k", "c_row"))
+    a, b_base, c, other = (b.inttoptr(given[name], POINTER) for name in ("a", "b", "c", "other"))
+    m_from = b.sdiv(b.mul(share, given["m"]), shares)
+    m_to = b.sdiv(b.mul(b.add(share, e.i64(1)), given["m"]), shares)
+    again = ir.Constant(I32, 1)
     width = e.i64(VECTORS * lanes.count)
     with e.loop(e.i64(0), k_count, K_BLOCK) as k_from:
         left = b.sub(k_count, k_from)
         k_here = b.select(b.icmp_signed("<", left, e.i64(K_BLOCK)), left, e.i64(K_BLOCK))
         with e.loop(e.i64(0), n_count, width) as n_from:
             columns = b.sub(n_count, n_from)
-            with e.loop(e.i64(0), k_here) as k:
-                source = e.at(b_base, b.add(b.mul(b.add(k_from, k), b_k), n_from))
-                into = e.at(panel, b.mul(k, width))
+            with e.loop(e.i64(0), k_here) as k_inside:
+                k = b.add(k_from, k_inside)
+                after = b.icmp_signed(">=", k, given["other_from"])
+                initial = b.and_(after, b.icmp_signed("<", k, given["other_to"]))
+                row = b.select(
+                    initial, b.sub(k, given["other_from"]), b.add(k, given["shift"])
+                )
+                rows = b.select(initial, other, b_base)
+                source = e.at(rows, b.add(b.mul(row, b_k), n_from))
+                into = e.at(panel, b.mul(k_inside, width))
                 for v in range(VECTORS):
                     start = e.i64(v * lanes.count)
                     mask = e.lanes_below(b.sub(columns, start))
@@ -164,8 +230,6 @@ def emit_outer(double: bool) -> str:
             _rows_of_tiles(
                 e, m_from, m_to, n_from, columns, k_from, k_here, a, a_k, c, c_row, again, panel, tile
             )
-    b.ret_void()
-    return str(module)
 
 
 def _rows_of_tiles(

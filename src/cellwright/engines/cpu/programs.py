@@ -7,22 +7,29 @@ for vector parameters, and products over them for matrices.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable
+from dataclasses import dataclass
 
 from cellwright.engines.cpu.arrays import Array, Index, Kind, Sources, Stores
 from cellwright.engines.cpu.body import Program
 from cellwright.engines.signature import Signature
-from cellwright.ir import ONE, TABLE, Node, apply, constant, is_leaf, topological
+from cellwright.ir import (
+    ONE,
+    TABLE,
+    Node,
+    apply,
+    constant,
+    is_leaf,
+    leaf,
+    substitute,
+    topological,
+)
 from cellwright.plan import Outer, Plan, Stage
 from cellwright.plan.stages import cut
 
 
-@dataclass
-class Sums:
-    """Values to be summed over rows and steps: result name -> value."""
-
-    values: dict[str, Node] = field(default_factory=dict)
+Outers = list[tuple[Outer, Array, Array]]
+"""Outer products with the places of their factors."""
 
 
 @dataclass
@@ -52,8 +59,8 @@ class Backward:
     missing: bool
     kept: dict[str, int]
     kept_after: dict[str, int]
-    loop_outers: list[tuple[Outer, Array, Array]]
-    input_outers: list[tuple[Outer, Array, Array]]
+    loop_outers: Outers
+    input_outers: Outers
     loop_sums: dict[str, tuple[Node, Sources]]
     input_sums: dict[str, tuple[Node, Sources]]
 
@@ -145,13 +152,53 @@ def _whole(node: Node, size: str) -> Node:
     return node if node.size == size or size == ONE else apply("expand", node, size=size)
 
 
-def forward(signature: Signature, *, keep: bool) -> Forward:
-    """The programs of a forward pass; ``keep`` what the backward pass reads."""
+def can_fuse(signature: Signature) -> bool:
+    """Whether the products with x may be computed at their step with the very same numbers.
+
+    They may where every hoisted value is a sum of products with x and at most one bias, and is
+    read once: then its sum simply goes on in the loop.
+    """
+    plan = signature.plan.forward
+    if not plan.inputs or any(is_leaf(node) for node in plan.saved.values()):
+        return False
+    for node in plan.inputs.values():
+        terms = _terms(node)
+        vectors = [each for each in terms if each.op == "parameter"]
+        products = [each for each in terms if each.op == "matvec" and each.inputs[1].op == "input"]
+        if len(vectors) > 1 or not products or len(vectors) + len(products) < len(terms):
+            return False
+    uses: dict[str, int] = {}
+    for each in topological(plan.loop.roots):
+        for source in each.inputs:
+            if source.op == "value":
+                name = str(source.attribute("name"))
+                uses[name] = uses.get(name, 0) + 1
+    return all(uses.get(name, 0) == 1 for name in plan.inputs)
+
+
+def _terms(node: Node) -> list[Node]:
+    if node.op == "add":
+        return [term for source in node.inputs for term in _terms(source)]
+    return [node]
+
+
+def forward(signature: Signature, *, keep: bool, fuse: bool = False) -> Forward:
+    """The programs of a forward pass.
+
+    Args:
+        signature: of the layer.
+        keep: what the backward pass reads.
+        fuse: compute the products with x in the loop; see :func:`can_fuse`.
+    """
     layout = Layout(signature)
     plan = layout.plan.forward
     stores: Stores = {}
+    fused = {
+        leaf("value", name, node.vector): node for name, node in plan.inputs.items() if fuse
+    }
 
     def store(node: Node, array: Array) -> None:
+        (node,) = substitute([node], fused)
         stores.setdefault(node, []).append(array)
 
     for state in layout.plan.graph.states:
@@ -163,12 +210,9 @@ def forward(signature: Signature, *, keep: bool) -> Forward:
         for name, node in plan.saved.items():
             array = layout.array(name, node.size, Index.TIME, boolean=node.vector.boolean)
             store(node, array)
-    roots = list(stores)
-    stages = plan.loop.stages if keep else cut(roots)
-    loop = Program(
-        _with_copies(stages, stores), layout.sizes, layout.leaves(roots, looped=True), stores
-    )
-    return Forward(_forward_inputs(layout), loop, layout.width)
+    sources = layout.leaves(stores, looped=True)
+    loop = Program(_with_copies(cut(stores), stores), layout.sizes, sources, stores)
+    return Forward(None if fuse else _forward_inputs(layout), loop, layout.width)
 
 
 def _forward_inputs(layout: Layout) -> Program | None:
@@ -228,7 +272,7 @@ def _parameter_size(layout: Layout, name: str) -> str:
 def _backward_inputs(
     layout: Layout, *, need_x: bool
 ) -> tuple[
-    Program | None, dict[str, int], list[tuple[Outer, Array, Array]], dict[str, tuple[Node, Sources]]
+    Program | None, dict[str, int], Outers, dict[str, tuple[Node, Sources]]
 ]:
     plan = layout.plan.backward.inputs
     stores: Stores = {}
@@ -300,8 +344,3 @@ class _Keeper:
         if TABLE[node.op].kind != "pointwise" or TABLE[node.op].cost > 4:
             return False
         return all(self._collect(source, sources) for source in node.inputs)
-
-
-def time_arrays(stores: Mapping[Node, list[Array]]) -> list[Array]:
-    """Arrays over all steps among those that a program writes."""
-    return [a for arrays in stores.values() for a in arrays if a.index is Index.TIME]

@@ -1,7 +1,9 @@
 """The products of a stage, grouped for the micro-kernels.
 
 Products whose only use is to be added up become one *target*: a single chain of fused
-multiply-adds over all of their columns (``U.i.T @ d_i + U.f.T @ d_f + ...`` in a backward pass).
+multiply-adds over all of their columns (``U.i.T @ d_i + U.f.T @ d_f + ...`` in a backward pass). A
+bias, or a hoisted ``W @ x + b``, that is added too is what the chain begins with: the sum is the same
+whether ``W @ x`` was computed for all steps at once or at its step.
 Targets of the same size that read the same operands share a panel of packed weights, so that an
 operand, once broadcast, meets the weights of all gates.
 """
@@ -24,11 +26,13 @@ class Target:
         root: the node whose value this is, or of which it is the first part.
         products: the matrix products added up in it.
         rest: what is added to it afterwards.
+        start: what the chain begins with, instead of zero: a hoisted value or a bias.
     """
 
     root: Node
     products: tuple[Node, ...]
     rest: tuple[Node, ...] = ()
+    start: Node | None = None
 
 
 @dataclass(frozen=True)
@@ -78,6 +82,12 @@ def find_targets(
             return [t for source in each.inputs for t in terms(source, False)]
         return [each]
 
+    def is_start(each: Node) -> bool:
+        # A hoisted value, or a bias: the sum that hoisting would have computed goes on.
+        return each.op == "parameter" or (
+            each.op == "value" and str(each.attribute("name")).startswith("input.")
+        )
+
     found: list[Target] = []
     merged: set[Node] = set()
     for each in reversed(stage.pointwise):
@@ -85,10 +95,14 @@ def find_targets(
             continue
         parts = terms(each, True)
         chain = [p for p in parts if p in products and single(p)]
-        if len(chain) < 2:
+        rest = [p for p in parts if p not in chain]
+        start = next((p for p in rest if is_start(p)), None)
+        if not chain or (len(chain) < 2 and start is None):
             continue
-        rest = tuple(p for p in parts if p not in chain)
-        found.append(Target(each, tuple(sorted(chain, key=position)), rest))
+        if start is not None:
+            rest.remove(start)
+        chain.sort(key=position)
+        found.append(Target(each, tuple(chain), tuple(rest), start))
         merged.update(chain)
         stack = [each]
         while stack:

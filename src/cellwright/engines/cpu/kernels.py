@@ -1,0 +1,187 @@
+"""Everything that is compiled for one signature, made when first needed and kept."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
+from typing import Any
+
+from cellwright.engines.cpu import product, threads
+from cellwright.engines.cpu.arrays import Array, Sources
+from cellwright.engines.cpu.body import Program, emit, emit_sums
+from cellwright.engines.cpu.programs import Backward, Forward, Outers, backward, can_fuse, forward
+from cellwright.engines.cpu.runtime import Compiled
+from cellwright.engines.signature import Signature, parse
+from cellwright.ir import INPUT, Matrix, Node
+
+FUSE_BELOW = 300_000
+"""Bytes of weights of x up to which they are read again at every step."""
+
+FUSE_FROM = 4
+"""Rows a thread from which that is worth it."""
+
+
+@dataclass(frozen=True)
+class Sum:
+    """Compiled sums of values of one size: result slot -> the parameters whose gradient it is."""
+
+    compiled: Compiled
+    results: Mapping[str, list[str]]
+    units: int
+
+
+@dataclass(frozen=True)
+class Job:
+    """One product over all rows and steps, for a matrix's gradient or for several that adjoin.
+
+    Attributes:
+        tensor, row: where the gradient begins.
+        m, n: its rows and columns.
+        delta, operand: where the factors lie.
+    """
+
+    tensor: int
+    row: int
+    m: int
+    n: int
+    delta: Array
+    operand: Array
+
+
+class Kernels:
+    """The compiled programs of a signature."""
+
+    def __init__(self, signature: Signature, double: bool):
+        self.signature, self.double = signature, double
+        self._lock = threading.RLock()
+        self._made: dict[Any, Any] = {}
+
+    def _keep(self, key: Any, make: Callable[[], Any]) -> Any:
+        found = self._made.get(key)
+        if found is None:
+            with self._lock:
+                if key not in self._made:
+                    product.provide(self.double)
+                    threads.provide()
+                    self._made[key] = make()
+                found = self._made[key]
+        return found
+
+    def _compile(self, program: Program | None) -> Compiled | None:
+        if program is None:
+            return None
+        return Compiled(program, emit(program, self.double), self.double)
+
+    @cached_property
+    def fusible(self) -> bool:
+        """Whether products with x may be computed in the loop, and are small enough for it.
+
+        Then nothing is written for all steps at once; the weights of x are read at each step.
+        """
+        sizes = self.signature.size
+        weights = sum(
+            sizes[p.type.rows] * sizes[p.type.columns]
+            for p in self.signature.plan.parameters
+            if isinstance(p.type, Matrix) and p.type.columns == INPUT
+        )
+        return weights * (8 if self.double else 4) <= FUSE_BELOW and can_fuse(self.signature)
+
+    def forward(self, keep: bool, fuse: bool) -> tuple[Forward, Compiled | None, Compiled]:
+        """The forward programs: what they are, inputs, loop."""
+
+        def make() -> Any:
+            programs = forward(self.signature, keep=keep, fuse=fuse)
+            return programs, self._compile(programs.inputs), self._compile(programs.loop)
+
+        return self._keep(("forward", keep, fuse), make)  # type: ignore[no-any-return]
+
+    def backward(self, need_x: bool) -> tuple[Backward, Compiled | None, Compiled]:
+        """The backward programs: what they are, inputs, loop."""
+
+        def make() -> Any:
+            programs = backward(self.signature, need_x=need_x)
+            return programs, self._compile(programs.inputs), self._compile(programs.loop)
+
+        return self._keep(("backward", need_x), make)  # type: ignore[no-any-return]
+
+    def sums(self, need_x: bool, which: str) -> list[Sum]:
+        """The sums behind the "loop", or behind the "inputs"."""
+
+        def make() -> Any:
+            programs = self.backward(need_x)[0]
+            found = programs.loop_sums if which == "loop" else programs.input_sums
+            return self._sums(found)
+
+        return self._keep(("sums", need_x, which), make)  # type: ignore[no-any-return]
+
+    def _sums(self, found: Mapping[str, tuple[Node, Sources]]) -> list[Sum]:
+        by_size: dict[str, dict[str, tuple[Node, Sources]]] = {}
+        for name, (node, sources) in found.items():
+            by_size.setdefault(node.size, {})[name] = (node, sources)
+        made = []
+        for size, members in by_size.items():
+            sources: Sources = {}
+            results: dict[Node, list[str]] = {}
+            for name, (node, each) in members.items():
+                sources |= each
+                results.setdefault(node, []).append(name)
+            program = Program([], self.signature.size, sources, {})
+            slots = {node: f"sum.{names[0]}" for node, names in results.items()}
+            text = emit_sums(program, slots, size, self.double)
+            names = {slots[node]: members for node, members in results.items()}
+            compiled = Compiled(program, text, self.double)
+            made.append(Sum(compiled, names, self.signature.size[size]))
+        return made
+
+    def jobs(self, need_x: bool) -> list[Job]:
+        """The products for the matrices' gradients, neighbours joined."""
+
+        def make() -> Any:
+            programs = self.backward(need_x)[0]
+            return self._jobs([*programs.loop_outers, *programs.input_outers])
+
+        return self._keep(("jobs", need_x), make)  # type: ignore[no-any-return]
+
+    def _jobs(self, outers: Outers) -> list[Job]:
+        sizes = self.signature.size
+        places = {each.parameter: each for each in self.signature.slices}
+        kinds = {p.name: p.type for p in self.signature.plan.parameters}
+        jobs = []
+        for outer, delta, operand in outers:
+            kind, place = kinds[outer.parameter], places[outer.parameter]
+            assert isinstance(kind, Matrix)
+            m, n = sizes[kind.rows] // kind.blocks, sizes[kind.columns] // kind.blocks
+            for block in range(kind.blocks):
+                jobs.append(
+                    Job(place.tensor, place.start + block * m, m, n,
+                        delta.moved(block * m), operand.moved(block * n))
+                )  # fmt: skip
+        jobs.sort(key=lambda job: (job.tensor, job.operand.slot, job.operand.offset, job.row))
+        joined: list[Job] = []
+        for job in jobs:
+            last = joined[-1] if joined else None
+            if last is not None and _adjoin(last, job):
+                joined[-1] = Job(
+                    last.tensor, last.row, last.m + job.m, last.n, last.delta, last.operand
+                )
+            else:
+                joined.append(job)
+        return joined
+
+
+def _adjoin(first: Job, second: Job) -> bool:
+    """Whether the second continues the first: the same operand, and rows that follow."""
+    return (
+        first.tensor == second.tensor
+        and first.operand == second.operand
+        and first.row + first.m == second.row
+        and first.delta.moved(first.m) == second.delta
+    )
+
+
+@lru_cache(maxsize=256)
+def kernels(text: str, double: bool, limit: str) -> Kernels:
+    """The kernels of a signature."""
+    return Kernels(parse(text), double)
