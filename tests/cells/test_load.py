@@ -87,6 +87,34 @@ def test_a_cell_from_a_file(write):
     assert pickle.loads(pickle.dumps(spec)) is spec
 
 
+def test_a_cell_from_a_file_comes_back_in_another_process(write):
+    spec = cw.cells.load(f"{write(TWO)}:leaky")
+    script = f"""
+        import pickle
+        spec = pickle.loads({pickle.dumps(spec)!r})
+        assert spec.fingerprint == {spec.fingerprint!r}
+        assert pickle.loads(pickle.dumps(spec)) is spec
+    """
+    subprocess.run([sys.executable, "-c", textwrap.dedent(script)], check=True)
+
+
+def test_a_cell_whose_file_is_gone_says_so(write):
+    path = write(LEAKY)
+    content = pickle.dumps(cw.cells.load(f"{path}:leaky"))
+    path.unlink()
+    script = f"""
+        import pickle
+        import cellwright as cw
+        try:
+            pickle.loads({content!r})
+        except cw.UsageError as error:
+            assert "mine.py" in str(error)
+        else:
+            raise AssertionError("it was found")
+    """
+    subprocess.run([sys.executable, "-c", textwrap.dedent(script)], check=True)
+
+
 def test_a_file_with_one_cell_needs_no_name(write):
     path = write(LEAKY)
     assert cw.cells.load(path).name == "leaky"

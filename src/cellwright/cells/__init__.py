@@ -102,7 +102,7 @@ def load(reference: str | os.PathLike[str]) -> CellSpec:
         raise UsageError(
             _no_such_name(reference) + "; a cell of your own is 'path/to/file.py:cell_name'"
         )
-    from cellwright.cells._files import load_from_file
+    from cellwright.lang.files import load_from_file
 
     return load_from_file(reference)
 

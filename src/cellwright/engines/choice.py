@@ -76,7 +76,7 @@ def choose(signature: Signature, device: torch.device, dtype: torch.dtype) -> Ch
         if objection:
             raise EngineError(f"engine {wanted!r} was asked for, but {objection}")
         return Choice(get(wanted), f'asked for by cellwright.engine("{wanted}")')
-    objections = []
+    objections: list[str] = []
     for name in _ENGINES:
         objection = get(name).objection(signature, device, dtype)
         if objection is None:

@@ -8,7 +8,8 @@ derivatives, and everything under ``torch.func``, go through plain torch operati
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -18,7 +19,7 @@ from cellwright.engines import choice
 from cellwright.engines.protocol import Call, Cotangents, Engine, Result
 from cellwright.engines.reference import differentiable
 from cellwright.engines.signature import parse
-
+from cellwright.ir import Node
 
 AT_RUN_TIME = ""
 
@@ -28,6 +29,29 @@ def _engine(call: Call, name: str) -> Engine:
     if name != AT_RUN_TIME:
         return choice.get(name)
     return choice.choose(call.signature, call.x.device, call.x.dtype).engine
+
+
+def _own_precision(x: Tensor) -> AbstractContextManager[Any]:
+    """Switches autocast off: it would compute parts of a recurrence in another dtype than x's."""
+    kind = x.device.type
+    if torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind):
+        return torch.autocast(kind, enabled=False)
+    return nullcontext()
+
+
+def _separate(outputs: Iterable[Tensor], inputs: Iterable[Tensor]) -> list[Tensor]:
+    """Outputs in memory of their own, contiguous, as an operator of torch has to return them.
+
+    Nor may one be a view: a user could not change it in place.
+    """
+    taken = {each.untyped_storage().data_ptr() for each in inputs}
+    separate = []
+    for each in outputs:
+        if each._is_view() or each.untyped_storage().data_ptr() in taken:
+            each = each.clone(memory_format=torch.contiguous_format)
+        separate.append(each.contiguous())
+        taken.add(separate[-1].untyped_storage().data_ptr())
+    return separate
 
 
 @torch.library.custom_op("cellwright::recurrence", mutates_args=())
@@ -42,35 +66,28 @@ def _recurrence(
     engine: str,
 ) -> list[Tensor]:
     call = Call(parse(signature), x, states, weights, streams, reverse)
-    result = _engine(call, engine).forward(call, keep=keep)
-    return _separate([result.output, *result.states, *result.trace, *result.kept], call)
-
-
-def _separate(outputs: list[Tensor], call: Call) -> list[Tensor]:
-    """Outputs in memory of their own, as an operator of torch has to return them."""
-    taken = {each.untyped_storage().data_ptr() for each in (call.x, *call.states)}
-    separate = []
-    for each in outputs:
-        place = each.untyped_storage().data_ptr()
-        separate.append(each.clone() if place in taken else each.contiguous())
-        taken.add(separate[-1].untyped_storage().data_ptr())
-    return separate
+    with _own_precision(x):
+        result = _engine(call, engine).forward(call, keep=keep)
+    outputs = [result.output, *result.states, *result.trace, *result.kept]
+    return _separate(outputs, [x, *states, *weights, *streams])
 
 
 @_recurrence.register_fake
-def _(x, states, weights, streams, signature, reverse, keep, engine):  # type: ignore[no-untyped-def]
+def _(x, states, weights, streams, signature, reverse, keep, engine):
     parsed = parse(signature)
     forward, size = parsed.plan.forward, parsed.size
     steps, rows, space = x.shape[0], x.shape[1], x.shape[3:]
     names = [each.name for each in parsed.plan.graph.states]
 
-    def sequence(node):  # type: ignore[no-untyped-def]
-        return x.new_empty((steps, rows, size[node.size], *space))
+    def sequence(node: Node) -> Tensor:
+        dtype = torch.bool if node.vector.boolean else x.dtype
+        return x.new_empty((steps, rows, size[node.size], *space), dtype=dtype)
 
-    kept = [*(forward.next[name] for name in names), *forward.saved.values()] if keep else []
+    kept = [forward.next[name] for name in names]
+    kept = [*kept, *forward.saved.values(), *forward.saved_inputs.values()] if keep else []
     return [
         sequence(forward.output),
-        *(torch.empty_like(each) for each in states),
+        *(each.new_empty(each.shape) for each in states),
         *(sequence(each) for each in forward.trace.values()),
         *(sequence(each) for each in kept),
     ]
@@ -93,17 +110,18 @@ def _recurrence_backward(
 ) -> list[Tensor]:
     call = Call(parse(signature), x, states, weights, streams, reverse)
     cotangents = Cotangents(d_output, d_states, d_trace)
-    found = _engine(call, engine).backward(call, kept, cotangents, need_x=need_x)
+    with _own_precision(x):
+        found = _engine(call, engine).backward(call, kept, cotangents, need_x=need_x)
     d_x = x.new_empty(0) if found.x is None else found.x
-    return [each.clone() for each in (d_x, *found.states, *found.weights)]
+    inputs = [d_output, *d_states, *d_trace, x, *states, *weights, *streams, *kept]
+    return _separate([d_x, *found.states, *found.weights], inputs)
 
 
 @_recurrence_backward.register_fake
-def _(  # type: ignore[no-untyped-def]
-    d_output, d_states, d_trace, x, states, weights, streams, kept, signature, reverse, need_x, engine
-):
-    d_x = torch.empty_like(x) if need_x else x.new_empty(0)
-    return [d_x, *(torch.empty_like(each) for each in (*states, *weights))]
+def _(d_output, d_states, d_trace, x, states, weights, streams, kept,
+      signature, reverse, need_x, engine):  # fmt: skip
+    d_x = x.new_empty(x.shape if need_x else 0)
+    return [d_x, *(each.new_empty(each.shape) for each in (*states, *weights))]
 
 
 def _remember_forward(ctx: Any, inputs: tuple[Any, ...], output: list[Tensor]) -> None:
@@ -119,6 +137,7 @@ def _remember_forward(ctx: Any, inputs: tuple[Any, ...], output: list[Tensor]) -
 
 
 def _split(tensors: Sequence[Tensor], counts: Sequence[int]) -> list[list[Tensor]]:
+    """``tensors`` in parts of these lengths."""
     parts, start = [], 0
     for count in counts:
         parts.append(list(tensors[start : start + count]))
@@ -131,9 +150,7 @@ def _differentiate_forward(ctx: Any, gradients: list[Tensor | None]) -> tuple[An
     states, weights, streams, kept = _split(rest, ctx.counts)
     given = [
         torch.zeros(shape, dtype=dtype, device=device) if gradient is None else gradient
-        for gradient, (shape, dtype, device) in zip(
-            gradients[: ctx.results], ctx.like, strict=True
-        )
+        for gradient, (shape, dtype, device) in zip(gradients[: ctx.results], ctx.like, strict=True)
     ]
     signature, reverse, engine = ctx.call
     d_output, d_states, d_trace = given[0], given[1 : 1 + len(states)], given[1 + len(states) :]
@@ -157,14 +174,18 @@ def _remember_backward(ctx: Any, inputs: tuple[Any, ...], output: list[Tensor]) 
     ctx.save_for_backward(d_output, *d_states, *d_trace, x, *states, *weights, *streams)
 
 
-def _differentiate_backward(ctx: Any, gradients: list[Tensor]) -> tuple[Any, ...]:
-    """Second derivatives: the forward pass again, with torch's autograd twice over it."""
+def _differentiate_backward(ctx: Any, gradients: list[Tensor | None]) -> tuple[Any, ...]:
+    """Second derivatives: the forward pass again, with torch's autograd twice over it.
+
+    All of it is recorded where autograd asks for it, so derivatives of any order follow.
+    """
+    further = torch.is_grad_enabled()
     parts = _split(ctx.saved_tensors, ctx.counts)
     with torch.enable_grad():
-        given = [[each.detach().requires_grad_() for each in part] for part in parts[:6]]
+        # Variables of their own: one may have been computed from another outside.
+        given = [[_variable(each) for each in part] for part in parts[:6]]
         (d_output,), d_states, d_trace, (x,), states, weights = given
-        call = Call(parse(ctx.signature), x, states, weights, parts[6], ctx.reverse)
-        result = differentiable(call)
+        result = _plain(Call(parse(ctx.signature), x, states, weights, parts[6], ctx.reverse))
         results = [result.output, *result.states, *result.trace]
         wanted = [*([x] if ctx.need_x else []), *states, *weights]
         found = torch.autograd.grad(
@@ -172,11 +193,16 @@ def _differentiate_backward(ctx: Any, gradients: list[Tensor]) -> tuple[Any, ...
             allow_unused=True, materialize_grads=True,
         )  # fmt: skip
         arriving = gradients if ctx.need_x else gradients[1:]
+        pairs = [
+            (value, gradient)
+            for value, gradient in zip(found, arriving, strict=True)
+            if value.requires_grad and gradient is not None
+        ]
         flat = [each for part in given for each in part]
-        pairs = [(f, g) for f, g in zip(found, arriving, strict=True) if f.requires_grad]
         second = torch.autograd.grad(
-            [f for f, _ in pairs], flat, [g for _, g in pairs], allow_unused=True
-        )
+            [value for value, _ in pairs], flat, [gradient for _, gradient in pairs],
+            create_graph=further, allow_unused=True,
+        )  # fmt: skip
     (d2_output,), d2_states, d2_trace, (d2_x,), d2_before, d2_weights = _split(
         second, ctx.counts[:6]
     )
@@ -187,13 +213,24 @@ def _differentiate_backward(ctx: Any, gradients: list[Tensor]) -> tuple[Any, ...
     )  # fmt: skip
 
 
+def _variable(given: Tensor) -> Tensor:
+    """``given`` as a variable that gradients are taken with respect to, by itself."""
+    return given.view_as(given) if given.requires_grad else given.detach().requires_grad_()
+
+
 _recurrence_backward.register_autograd(_differentiate_backward, setup_context=_remember_backward)
+
+
+def _plain(call: Call) -> Result:
+    """The recurrence in torch's own operations, in the dtype of its tensors."""
+    with _own_precision(call.x):
+        return differentiable(call)
 
 
 def run(call: Call) -> Result:
     """Carry out a recurrence so that torch can differentiate, compile and export it."""
     if not torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active():
-        return differentiable(call)
+        return _plain(call)
     # Inside a compiled program the engine is chosen when it runs, not when it is traced.
     compiling = torch.compiler.is_compiling()
     chosen = AT_RUN_TIME if compiling else _engine(call, AT_RUN_TIME).name

@@ -47,7 +47,8 @@ class Result:
         output: (T, B, size).
         states: after the last step.
         trace: traced values, (T, B, size) each.
-        kept: for the backward pass: every state after each step, then every saved value.
+        kept: for the backward pass: every state after each step, then the plan's ``saved``
+            and ``saved_inputs``, (T, B, size) each.
     """
 
     output: Tensor

@@ -8,17 +8,20 @@ tensors; its text is enough to build the plan again in another process.
 from __future__ import annotations
 
 import json
-import weakref
+from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from functools import cached_property, lru_cache
+from weakref import WeakSet
 
 from cellwright.errors import CellError, EngineError
 from cellwright.lang import CellSpec
 from cellwright.lang.spec import find
 from cellwright.plan import Plan, StepOptions, build
 
-_local_cells: weakref.WeakValueDictionary[str, CellSpec] = weakref.WeakValueDictionary()
+LOCAL = "local:"
+# By fingerprint: of cells with the same equations, any that is left will do.
+_local_cells: defaultdict[str, WeakSet[CellSpec]] = defaultdict(WeakSet)
 
 
 @dataclass(frozen=True)
@@ -75,13 +78,12 @@ class Signature:
 
 
 def _reference(spec: CellSpec) -> str:
-    """``module:name`` if the cell can be found there; else a name that this process knows."""
+    """Where the cell can be found again; else a name that this process knows."""
     try:
-        module, qualified = spec.__reduce__()[1]
+        return spec.reference
     except CellError:
-        _local_cells[spec.fingerprint] = spec
-        return f"local:{spec.name}"
-    return f"{module}:{qualified}"
+        _local_cells[spec.fingerprint].add(spec)
+        return f"{LOCAL}{spec.name}"
 
 
 @lru_cache(maxsize=512)
@@ -92,8 +94,12 @@ def parse(text: str) -> Signature:
         EngineError: if the cell is not known here, or is no longer the same.
     """
     content = json.loads(text)
-    module, _, name = content["cell"].partition(":")
-    spec = _local_cells.get(content["fingerprint"]) if module == "local" else find(module, name)
+    reference = content["cell"]
+    name = reference.rpartition(":")[2]
+    if reference.startswith(LOCAL):
+        spec = next(iter(_local_cells[content["fingerprint"]]), None)
+    else:
+        spec = find(reference)
     if spec is None:
         raise EngineError(
             f"cell {name} was made inside a function of another process; define it at the top "

@@ -16,7 +16,7 @@ from cellwright.ir.types import HIDDEN, INPUT, ONE, Matrix, Type, Vector
 from cellwright.ir.verify import GraphError, expand_composites, verify
 
 __all__ = [
-    "HIDDEN", "INPUT", "ONE", "TABLE", "GraphError", "GraphTypeError", "Matrix", "Node", "Operator",
-    "Type", "Vector", "apply", "as_node", "constant", "expand_composites", "is_leaf", "leaf", "node",
-    "rebuild", "substitute", "topological", "verify", "where",
-]
+    "HIDDEN", "INPUT", "ONE", "TABLE", "GraphError", "GraphTypeError", "Matrix", "Node",
+    "Operator", "Type", "Vector", "apply", "as_node", "constant", "expand_composites", "is_leaf",
+    "leaf", "node", "rebuild", "substitute", "topological", "verify", "where",
+]  # fmt: skip

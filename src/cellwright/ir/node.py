@@ -99,9 +99,7 @@ class Node:
         return apply("neg", self)
 
 
-def node(
-    op: str, inputs: Iterable[Node], attributes: Mapping[str, Any], type: Type
-) -> Node:
+def node(op: str, inputs: Iterable[Node], attributes: Mapping[str, Any], type: Type) -> Node:
     """The node with these parts; always the same object for the same parts."""
     inputs = tuple(inputs)
     pairs = tuple(sorted(attributes.items()))

@@ -57,16 +57,12 @@ class Operator:
     cost: int = 1
 
 
-def _common(types: Sequence[Type], attributes: Mapping[str, Any]) -> Type:
-    """Operands of one size, or ``ONE`` beside it; all matrices alike for sums of gradients."""
-    if types and all(isinstance(each, Matrix) for each in types):
-        if len(set(types)) > 1:
-            raise GraphTypeError("matrices of unlike shapes: " + ", ".join(map(str, types)))
-        return types[0]
+def _common(types: Sequence[Type], attributes: Mapping[str, Any]) -> Vector:
+    """Vectors of one size, or ``ONE`` beside it."""
     sizes = set()
     for each in types:
         if isinstance(each, Matrix):
-            raise GraphTypeError(f"a matrix {each} beside a vector")
+            raise GraphTypeError(f"a matrix {each} where a vector is expected")
         if each.boolean:
             raise GraphTypeError("a comparison where a number is expected")
         sizes.add(each.size)
@@ -76,10 +72,17 @@ def _common(types: Sequence[Type], attributes: Mapping[str, Any]) -> Type:
     return Vector(wide[0] if wide else ONE)
 
 
+def _added(types: Sequence[Type], attributes: Mapping[str, Any]) -> Type:
+    """Vectors, or matrices that are alike: a matrix's gradient is a sum."""
+    if not all(isinstance(each, Matrix) for each in types):
+        return _common(types, attributes)
+    if len(set(types)) > 1:
+        raise GraphTypeError("matrices of unlike shapes: " + ", ".join(map(str, types)))
+    return types[0]
+
+
 def _comparison(types: Sequence[Type], attributes: Mapping[str, Any]) -> Type:
-    common = _common(types, attributes)
-    assert isinstance(common, Vector)
-    return Vector(common.size, boolean=True)
+    return Vector(_common(types, attributes).size, boolean=True)
 
 
 def _where(types: Sequence[Type], attributes: Mapping[str, Any]) -> Type:
@@ -112,6 +115,8 @@ def _outer(types: Sequence[Type], attributes: Mapping[str, Any]) -> Type:
     rows, columns = types
     if not isinstance(rows, Vector) or not isinstance(columns, Vector):
         raise GraphTypeError("an outer product of something else than two vectors")
+    if rows.boolean or columns.boolean:
+        raise GraphTypeError("a comparison where a number is expected")
     return Matrix(rows.size, columns.size, attributes["blocks"])
 
 
@@ -156,6 +161,8 @@ def _matvec_rule(g: Node, y: Node, matrix: Node, v: Node, **how: Any) -> tuple[N
 def layer_norm_expansion(original: Node) -> Node:
     """Normalised operand number ``index``, with statistics over all operands together."""
     operands, share = original.inputs, 1.0 / len(original.inputs)
+    index: int = original.attribute("index")
+    eps: float = original.attribute("eps")
 
     def average(values: Sequence[Node]) -> Node:
         total = apply("mean", values[0])
@@ -165,8 +172,7 @@ def layer_norm_expansion(original: Node) -> Node:
 
     center = average(operands)
     variance = average([apply("square", each - center) for each in operands])
-    spread = apply("sqrt", variance + original.attribute("eps"))
-    return (operands[original.attribute("index")] - center) / spread
+    return (operands[index] - center) / apply("sqrt", variance + eps)
 
 
 def _layer_norm_type(types: Sequence[Type], attributes: Mapping[str, Any]) -> Type:
@@ -180,9 +186,8 @@ def _leaf(name: str) -> Operator:
 
 
 def _comparison_row(name: str, text: str, latex: str) -> Operator:
-    return Operator(
-        name, "pointwise", 2, _comparison, None, text, f"{{0}} {text} {{1}}", f"{{0}} {latex} {{1}}", 1
-    )
+    text_form, latex_form = f"{{0}} {text} {{1}}", f"{{0}} {latex} {{1}}"
+    return Operator(name, "pointwise", 2, _comparison, None, text, text_form, latex_form, 1)
 
 
 def _function(
@@ -191,9 +196,10 @@ def _function(
     operands = ", ".join(f"{{{index}}}" for index in range(arity))
     latex = latex or rf"\operatorname{{{{{name}}}}}"
     template = latex if "{0}" in latex else rf"{latex}({operands})"
+    call = f"{name}({operands})"
     return Operator(
-        name, "pointwise", arity, _common, derivative, formula, f"{name}({operands})", template, 5, cost
-    )
+        name, "pointwise", arity, _common, derivative, formula, call, template, 5, cost
+    )  # fmt: skip
 
 
 _ROWS = (
@@ -209,7 +215,7 @@ _ROWS = (
         "reciprocal_size", "leaf", 0, lambda types, attributes: Vector(ONE), cost=0
     ),  # 1 / number of units
     # Arithmetic.
-    Operator("add", "pointwise", 2, _common, lambda g, y, a, b: (g, g), "a + b",
+    Operator("add", "pointwise", 2, _added, lambda g, y, a, b: (g, g), "a + b",
              "{0} + {1}", "{0} + {1}", 2),
     Operator("sub", "pointwise", 2, _common, lambda g, y, a, b: (g, -g), "a - b",
              "{0} - {1}", "{0} - {1}", 2),
@@ -273,7 +279,7 @@ _ROWS = (
     Operator("layer_norm", "composite", None, _layer_norm_type, None,
              "(a - mean) / sqrt(mean of squared distance + eps)", "layer_norm({*})",
              r"\operatorname{{LN}}({*})"),
-)
+)  # fmt: skip
 
 TABLE: dict[str, Operator] = {row.name: row for row in _ROWS}
 

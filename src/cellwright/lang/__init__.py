@@ -1,7 +1,7 @@
 """The language of cells: ``@cell``, the functions, and the traced :class:`CellSpec`."""
 
 from cellwright.lang.functions import (
-    abs,  # noqa: A004 - the field's name for it
+    abs,
     exp,
     layer_norm,
     log,

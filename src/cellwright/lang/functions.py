@@ -47,7 +47,7 @@ def sqrt(v: Any) -> Symbol:
     return pointwise("sqrt", v)
 
 
-def abs(v: Any) -> Symbol:  # noqa: A001 - the field's name for it
+def abs(v: Any) -> Symbol:
     """Absolute value; its derivative at 0 is 0."""
     return pointwise("abs", v)
 
@@ -107,6 +107,6 @@ def layer_norm(*vectors: Any, eps: float = 1e-5) -> Symbol | tuple[Symbol, ...]:
 
 
 __all__ = [
-    "abs", "exp", "layer_norm", "log", "log_sigmoid", "maximum", "mean", "minimum", "relu", "sigmoid",
-    "softplus", "sqrt", "square", "tanh", "where",
+    "abs", "exp", "layer_norm", "log", "log_sigmoid", "maximum", "mean", "minimum", "relu",
+    "sigmoid", "softplus", "sqrt", "square", "tanh", "where",
 ]  # fmt: skip

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
@@ -15,12 +16,15 @@ _GREEK = {
     "xi", "rho", "sigma", "tau", "phi", "chi", "psi", "omega",
 }  # fmt: skip
 _SUM, _PRODUCT, _PREFIX, _ATOM = 2, 3, 4, 5
+_STRICT = {"sub", "div", "mul", "matvec", "matvec_transposed"}
 Leaf = Callable[[Node], str]
 
 
-def number(value: float) -> str:
+def number(value: float, style: str) -> str:
     """A constant as one would write it: 2 rather than 2.0."""
-    return str(int(value)) if value == int(value) and abs(value) < 1e15 else repr(value)
+    if math.isinf(value) and style == "latex":
+        return r"\infty" if value > 0 else r"-\infty"
+    return str(int(value)) if value.is_integer() and abs(value) < 1e15 else repr(value)
 
 
 def expression(
@@ -46,14 +50,14 @@ def _write(
     operator = TABLE[each.op]
     if each.op == "constant":
         value = each.attribute("value")
-        return _bracket(number(value), _PREFIX if value < 0 else _ATOM, outer, style)
+        return _bracket(number(value, style), _PREFIX if value < 0 else _ATOM, outer, style)
     if operator.kind == "leaf":
         return leaf(each)
     call = operator.precedence == _ATOM
     parts = []
     for index, operand in enumerate(each.inputs):
-        # The right side of - and / needs brackets at equal precedence too.
-        strict = index > 0 and each.op in ("sub", "div", "matvec", "mul")
+        # The right side of these needs brackets at equal precedence too.
+        strict = index > 0 and each.op in _STRICT
         level = 0 if call else operator.precedence + (1 if strict else 0)
         if each.op == "mul" and index > 0 and operand.op == "mul":
             level = _PRODUCT
@@ -124,7 +128,10 @@ def _lines(
     for name, value in spec.names:
         if TABLE[value.op].kind == "leaf" or value in written:
             continue
-        written[value] = write(state_names.get(value, name))
+        left = state_names.get(value, name)
+        if left == "x" or spec.next.get(left, value) is not value:
+            continue  # x[t] is the input and h[t] the state, so this is written out in its users
+        written[value] = write(left)
         rows.append((written[value], value))
     result = [(left, expression(value, written, leaf, style)) for left, value in rows]
     for name, value in spec.next.items():

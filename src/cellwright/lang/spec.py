@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+import importlib
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 from cellwright.errors import CellError, InputError
@@ -154,14 +156,14 @@ class CellSpec:
         return printing.equations(self)
 
     def latex(self) -> str:
-        """The equations as a LaTeX ``aligned`` block, for a formula of a page or a paper.
+        r"""The equations as a LaTeX ``aligned`` block, for a formula of a page or a paper.
 
         Example:
             >>> import cellwright as cw
             >>> print(cw.cells.get("elman").latex())
-            \\begin{aligned}
-            h_{t} &= \\tanh(W x_{t} + U h_{t-1} + b)
-            \\end{aligned}
+            \begin{aligned}
+            h_{t} &= \tanh(W x_{t} + U h_{t-1} + b)
+            \end{aligned}
         """
         return printing.latex(self)
 
@@ -194,28 +196,45 @@ class CellSpec:
     def __deepcopy__(self, memo: object) -> CellSpec:
         return self
 
-    def __reduce__(self) -> tuple[Callable[[str, str], CellSpec], tuple[str, str]]:
-        module = getattr(self.function, "__module__", None)
+    @property
+    def reference(self) -> str:
+        """Where the cell is found again: "module:name", or "/path/to/file.py:name".
+
+        Raises:
+            CellError: if it is found nowhere, as a cell that was made inside a function.
+        """
+        module = getattr(self.function, "__module__", None) or ""
         qualified = getattr(self.function, "__qualname__", "")
+        from cellwright.lang.files import path_of
+
+        reference = f"{path_of(module) or module}:{qualified}"
         try:
-            found = find(module or "", qualified)
+            found = find(reference) if module else None
         except (ImportError, AttributeError):
             found = None
         if found is not self:
             raise CellError(
                 f"cell {self.name} cannot be pickled: a cell is pickled by reference, so it has to "
-                f"be found under its name in a module; it was made in {module}.{qualified}"
+                f"be found under its name in a module; it was made in {reference}"
             )
-        return find, (str(module), qualified)
+        return reference
+
+    def __reduce__(self) -> tuple[Callable[[str], CellSpec], tuple[str]]:
+        return find, (self.reference,)
 
 
-def find(module: str, qualified: str) -> CellSpec:
-    """The cell of that qualified name in a module; what a pickled cell is read back with."""
-    import importlib
+def find(reference: str) -> CellSpec:
+    """The cell that a ``CellSpec.reference`` names; what a pickled cell is read back with."""
+    from cellwright.lang.files import module_of
 
-    found: Any = sys.modules.get(module) or importlib.import_module(module)
+    module, _, qualified = reference.rpartition(":")
+    found: Any
+    if Path(module).is_absolute():
+        found = module_of(Path(module))
+    else:
+        found = sys.modules.get(module) or importlib.import_module(module)
     for part in qualified.split("."):
         found = getattr(found, part)
     if not isinstance(found, CellSpec):
-        raise CellError(f"{module}.{qualified} is not a cell but {type(found).__name__}")
+        raise CellError(f"{reference} is not a cell but {type(found).__name__}")
     return found

@@ -10,63 +10,35 @@ from __future__ import annotations
 import itertools
 import os
 import sys
+from types import FrameType
 from typing import Any, NoReturn
 
 from cellwright.errors import CellError
-from cellwright.ir import HIDDEN, ONE
+from cellwright.ir import ONE
+from cellwright.lang.size import Size
 
 _HERE = os.path.dirname(os.path.abspath(__file__))
+_LIBRARIES = {"numpy", "torch"}  # they hand a function called on a symbol back to the symbol
 _counter = itertools.count()
 
 
 def user_line() -> str:
-    """``file:line`` of the code outside this package that is being run."""
+    """``file:line`` of the user's code that is being run."""
     frame = sys._getframe(1)
-    while frame.f_back is not None and frame.f_code.co_filename.startswith(_HERE):
+    while frame.f_back is not None and _is_inside(frame):
         frame = frame.f_back
     return f"{frame.f_code.co_filename}:{frame.f_lineno}"
+
+
+def _is_inside(frame: FrameType) -> bool:
+    """Whether the frame is of this package, or of a library that called it."""
+    library = str(frame.f_globals.get("__name__")).partition(".")[0]
+    return frame.f_code.co_filename.startswith(_HERE) or library in _LIBRARIES
 
 
 def fail(message: str, line: str | None = None) -> NoReturn:
     """Raise a :class:`CellError` that names the user's line."""
     raise CellError(f"{line or user_line()}: {message}")
-
-
-class Size:
-    """A number of units that is not known yet; sizes that must agree are joined."""
-
-    def __init__(self, name: str | None = None):
-        self._name = name
-        self._joined: Size | None = None
-
-    def root(self) -> Size:
-        """The size that stands for all that were joined with this one."""
-        return self if self._joined is None else self._joined.root()
-
-    def join(self, other: Size) -> bool:
-        """Make both the same; False if they are known to differ."""
-        mine, theirs = self.root(), other.root()
-        if mine is theirs:
-            return True
-        if mine._name and theirs._name:
-            return mine._name == theirs._name
-        if mine._name:
-            theirs._joined = mine
-        else:
-            mine._joined = theirs
-        return True
-
-    def resolve(self) -> str:
-        """Its name; a size that nothing has fixed is ``hidden``."""
-        return self.root()._name or HIDDEN
-
-    @property
-    def is_one(self) -> bool:
-        """Whether it is a single number that broadcasts."""
-        return self.root()._name == ONE
-
-    def __str__(self) -> str:
-        return self.root()._name or "not yet known"
 
 
 class Operand:
@@ -109,10 +81,8 @@ class Operand:
         return pointwise("abs", self)
 
     def __pow__(self, exponent: Any) -> Symbol:
-        if exponent == 2:
-            return pointwise("square", self)
-        if exponent == 0.5:
-            return pointwise("sqrt", self)
+        if isinstance(exponent, (int, float)) and exponent in (2, 0.5):
+            return pointwise("square" if exponent == 2 else "sqrt", self)
         fail(f"** {exponent!r}: only ** 2 and ** 0.5 are known; use exp(n * log(v)) for others")
 
     def __lt__(self, other: Any) -> Symbol:
@@ -126,6 +96,15 @@ class Operand:
 
     def __ge__(self, other: Any) -> Symbol:
         return pointwise("greater_equal", self, other)
+
+    # Without these two, `if h == 0` would compare identities and take the other branch unseen.
+    def __eq__(self, other: object) -> NoReturn:
+        fail("== has no meaning between values of the cell; use where(condition, a, b) with <, >")
+
+    def __ne__(self, other: object) -> NoReturn:
+        fail("!= has no meaning between values of the cell; use where(condition, a, b) with <, >")
+
+    __hash__ = object.__hash__
 
     def __matmul__(self, other: Any) -> Symbol:
         fail("the left side of @ has to be a parameter, as in W.i @ x")
@@ -243,11 +222,11 @@ class ParameterGroup(Operand):
 
     def __getattr__(self, member: str) -> Parameter:
         if member.startswith("_"):
-            raise AttributeError(member)
+            raise AttributeError(f"a parameter's name cannot start with an underscore: {member}")
         return self._members.setdefault(member, Parameter(self._direct.group, member))
 
     def __matmul__(self, other: Any) -> Symbol:
-        return self._direct @ other
+        return self._direct.__matmul__(other)
 
     def __repr__(self) -> str:
         return f"<parameter group {self._direct.group}>"
@@ -263,7 +242,10 @@ def used_parameters(group: ParameterGroup) -> list[Parameter]:
         if each.kind is None:
             fail(f"parameter {each.name} is named but never used in an equation")
     if direct.kind is not None and members:
-        fail(f"{name} is used by itself (at {direct.line}) and with members such as {members[0].name}")
+        fail(
+            f"{name} is used by itself (at {direct.line}) and with members such as "
+            f"{members[0].name}"
+        )
     return members or [direct]
 
 
@@ -315,4 +297,3 @@ def reduction(op: str, value: Any) -> Symbol:
     if operand.size.is_one:
         fail(f"{op} of a single number a row; it needs a vector")
     return Symbol(op, (operand,), size=Size(ONE))
-

@@ -3,28 +3,34 @@
 from __future__ import annotations
 
 import inspect
-import keyword
 import re
 import sys
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from types import FrameType
 from typing import Any
 
 from cellwright.errors import CellError
-from cellwright.ir import INPUT, Matrix, Node, Type, Vector, apply, constant, leaf, topological, verify
-from cellwright.lang.spec import CellSpec, ParameterSpec, StateSpec
+from cellwright.ir import INPUT, Node, topological, verify
+from cellwright.lang.declaration import (
+    StateArgument,
+    check_gate,
+    initial_values,
+    parameter_specs,
+    read_docstring,
+    state_specs,
+)
+from cellwright.lang.lowering import lower
+from cellwright.lang.size import Size
+from cellwright.lang.spec import CellSpec, StateSpec
 from cellwright.lang.symbols import (
     Parameter,
     ParameterGroup,
-    Size,
     Symbol,
     as_symbol,
     fail,
     used_parameters,
     user_line,
 )
-
-StateArgument = str | Iterable[str] | Mapping[str, str]
 
 
 class NextState:
@@ -51,6 +57,8 @@ def next_state(*, watch: Mapping[str, Any] | None = None, **states: Any) -> Next
         if not isinstance(name, str) or not name.isidentifier():
             fail(f"a watched value has to have a name, got {name!r}")
         watched[name] = as_symbol(value)
+        if watched[name].boolean:
+            fail(f"watch {name!r} is a comparison; use where(condition, 1, 0)")
     return NextState({n: as_symbol(v) for n, v in states.items()}, watched, user_line())
 
 
@@ -96,16 +104,17 @@ def cell(
     """
     if callable(state):
         fail('@cell needs the names of the states, as in @cell(state=("h", "c"))')
-    states = _state_specs(state)
+    states = state_specs(state)
+    constants = initial_values(init)
 
     def decorate(function: Callable[..., Any]) -> CellSpec:
-        title, cited, notes = _read_docstring(function.__doc__)
+        title, cited, notes = read_docstring(function.__doc__)
         citation = cited if source is None else source
         years = re.findall(r"\b(?:19|20)\d\d\b", citation)
         return _trace(
             function,
             states,
-            dict(init or {}),
+            constants,
             name=name or function.__name__,
             title=title,
             source=citation,
@@ -118,40 +127,14 @@ def cell(
     return decorate
 
 
-def _state_specs(state: StateArgument) -> tuple[StateSpec, ...]:
-    if isinstance(state, str):
-        state = (state,)
-    sizes = dict(state) if isinstance(state, Mapping) else {each: "hidden" for each in state}
-    if not sizes:
-        fail("a cell needs at least one state")
-    if not isinstance(state, Mapping) and len(list(state)) != len(sizes):
-        fail(f"a state is named twice in {tuple(state)!r}")
-    for each, size in sizes.items():
-        for what, word in (("state", each), ("size", size)):
-            if not isinstance(word, str) or not word.isidentifier() or keyword.iskeyword(word):
-                fail(f"{word!r} is not a name for a {what}")
-        if each == "watch":
-            fail("a state cannot be called 'watch': next_state has an argument of that name")
-        if size in ("one", INPUT):
-            fail(f"state {each!r} cannot have the size {size!r}; that name has another meaning")
-    return tuple(StateSpec(each, size) for each, size in sizes.items())
-
-
-def _read_docstring(text: str | None) -> tuple[str, str, str]:
-    """(title, source, notes): "Title. Source." on the first line, notes after it."""
-    if not text:
-        return "", "", ""
-    first, _, rest = inspect.cleandoc(text).partition("\n\n")
-    title, _, source = " ".join(first.split()).partition(". ")
-    return title.rstrip("."), source.rstrip("."), rest.strip()
-
-
 def _trace(
     function: Callable[..., Any],
     states: tuple[StateSpec, ...],
     init: dict[str, float],
     *,
     name: str,
+    forget_gate: str | None,
+    input_gate: str | None,
     **about: Any,
 ) -> CellSpec:
     x, groups = _arguments(function, states)
@@ -159,15 +142,11 @@ def _trace(
     before = [Symbol("state", size=Size(each.size), name=each.name) for each in states]
     returned, local_names = _run(function, [x, *before, *groups])
     if not isinstance(returned, NextState):
-        fail(
-            f"cell {name} has to return next_state(...), got {type(returned).__name__}", place
-        )
+        fail(f"cell {name} has to return next_state(...), got {type(returned).__name__}", place)
     _check_states(returned, states, name)
     parameters = [p for group in groups for p in _checked(group, place)]
-    lowered = _lower([*returned.states.values(), *returned.watch.values()])
-    named = sorted(
-        {**local_names, **returned.watch}.items(), key=lambda pair: pair[1].order
-    )
+    lowered = lower([*returned.states.values(), *returned.watch.values()])
+    named = sorted({**local_names, **returned.watch}.items(), key=lambda pair: pair[1].order)
     following = {each.name: lowered[returned.states[each.name]] for each in states}
     watch = {key: lowered[value] for key, value in returned.watch.items()}
     verify(
@@ -176,13 +155,16 @@ def _trace(
         composites=True,
     )
     _check_reached(parameters, [*following.values(), *watch.values()])
+    specs = parameter_specs(parameters, init, place)
     return CellSpec(
         name=name,
         states=states,
-        parameters=_parameter_specs(parameters, init, place),
+        parameters=specs,
         next=following,
         watch=watch,
         names=tuple((key, lowered[value]) for key, value in named if value in lowered),
+        forget_gate=check_gate("forget_gate", forget_gate, specs, place),
+        input_gate=check_gate("input_gate", input_gate, specs, place),
         function=function,
         **about,
     )
@@ -223,11 +205,20 @@ def _run(function: Callable[..., Any], arguments: list[Any]) -> tuple[Any, dict[
     sys.setprofile(profile)
     try:
         returned = function(*arguments)
-    except TypeError as error:
-        raise CellError(_place_of(error, function) + f": {error}") from error
+    except (TypeError, AttributeError) as error:
+        raise CellError(f"{_place_of(error, function)}: {_what_went_wrong(error)}") from error
     finally:
         sys.setprofile(previous)
     return returned, {key: each for key, each in captured.items() if isinstance(each, Symbol)}
+
+
+def _what_went_wrong(error: TypeError | AttributeError) -> str:
+    if isinstance(error, AttributeError) and isinstance(error.obj, Symbol):
+        return (
+            f"a value of the cell has no attribute {error.name!r}; equations are written with "
+            f"cellwright's functions, as in tanh(v)"
+        )
+    return str(error)
 
 
 def _place_of(error: BaseException, function: Callable[..., Any]) -> str:
@@ -255,7 +246,10 @@ def _check_states(returned: NextState, states: tuple[StateSpec, ...], name: str)
         if value.boolean or value.size.is_one:
             fail(f"state {key!r} becomes a single number or a comparison, not a vector", value.line)
         if not value.size.join(Size(size)):
-            fail(f"state {key!r} has size {size} and becomes a vector of size {value.size}", value.line)
+            fail(
+                f"state {key!r} has size {size} and becomes a vector of size {value.size}",
+                value.line,
+            )
     for key in returned.watch:
         if key in expected:
             fail(f"watch names {key!r}, which is a state; states are traced anyway", returned.line)
@@ -274,57 +268,3 @@ def _check_reached(parameters: list[Parameter], roots: list[Node]) -> None:
     for each in parameters:
         if each.name not in reached:
             fail(f"parameter {each.name} has no effect on any state or watched value", each.line)
-
-
-def _type(parameter: Parameter) -> Type:
-    rows = parameter.rows.resolve()
-    if parameter.kind == "matrix":
-        return Matrix(rows, parameter.columns.resolve())
-    return Vector(rows)
-
-
-def _lower(roots: list[Symbol]) -> dict[Symbol, Node]:
-    """Symbols as nodes, now that every size is settled."""
-    done: dict[Symbol, Node] = {}
-    stack = list(reversed(roots))
-    while stack:
-        each = stack[-1]
-        waiting = [source for source in each.operands if source not in done]
-        if each in done or not waiting:
-            stack.pop()
-            if each not in done:
-                done[each] = _lower_one(each, done)
-        else:
-            stack.extend(reversed(waiting))
-    return done
-
-
-def _lower_one(each: Symbol, done: dict[Symbol, Node]) -> Node:
-    size = each.size.resolve()
-    attributes = dict(each.attributes)
-    if each.op == "constant":
-        return constant(attributes["value"])
-    if each.op in ("input", "state", "parameter"):
-        return leaf(each.op, attributes["name"], Vector(size))
-    inputs = [done[source] for source in each.operands]
-    if each.op == "matvec":
-        matrix: Parameter = attributes.pop("matrix")
-        inputs.insert(0, leaf("parameter", matrix.name, _type(matrix)))
-    return apply(each.op, *inputs, **attributes)
-
-
-def _parameter_specs(
-    parameters: list[Parameter], init: dict[str, float], place: str
-) -> tuple[ParameterSpec, ...]:
-    groups: dict[str, list[Parameter]] = {}
-    for each in sorted(parameters, key=lambda p: p.order):
-        groups.setdefault(each.group, []).append(each)
-    known = {*groups, *(p.name for p in parameters)}
-    for key in init:
-        if key not in known:
-            fail(f"init names {key!r}; the parameters are {', '.join(sorted(known))}", place)
-    return tuple(
-        ParameterSpec(p.group, p.member, _type(p), init.get(p.name, init.get(p.group)))
-        for members in groups.values()
-        for p in members
-    )

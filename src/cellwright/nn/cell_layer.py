@@ -187,10 +187,9 @@ class CellLayer(RecurrentStack):
         elif turned:
             y = y.transpose(0, 1)
             traced = {name: each.transpose(1, 2) for name, each in traced.items()}
-        if packed is not None:
-            y = pack_like(y, lengths, packed)
+        output = y if packed is None else pack_like(y, lengths, packed)
         after = self._state_type(*ended)
-        return (y, after, traced) if trace else (y, after)
+        return (output, after, traced) if trace else (output, after)
 
     def step(self, x_t: Tensor, state: Any = None) -> Any:
         """One step: ``y_t, state``, with exactly the numbers of the whole sequence.

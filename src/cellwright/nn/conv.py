@@ -49,6 +49,11 @@ class ConvRecurrent(CellLayer):
         (torch.Size([5, 2, 4, 8, 8]), torch.Size([1, 2, 4, 8, 8]))
     """
 
+    kernel_size: tuple[int, ...]
+    recurrent_kernel_size: tuple[int, ...]
+    peephole: str
+    space: tuple[int, ...] | None
+
     def __init__(
         self,
         cell: CellSpec | str,
@@ -86,16 +91,17 @@ class ConvRecurrent(CellLayer):
                 f"got peephole={peephole!r}, space={space!r}"
             )
         recurrent = kernel_size if recurrent_kernel_size is None else recurrent_kernel_size
-        self_kernel = _extents("kernel_size", kernel_size, spatial)
-        self_recurrent = _extents("recurrent_kernel_size", recurrent, spatial)
-        for name, kernel in (("kernel_size", self_kernel), ("recurrent_kernel_size", self_recurrent)):
+        kernels = {
+            "kernel_size": _extents("kernel_size", kernel_size, spatial),
+            "recurrent_kernel_size": _extents("recurrent_kernel_size", recurrent, spatial),
+        }
+        for name, kernel in kernels.items():
             if any(extent % 2 == 0 for extent in kernel):
                 raise InputError(f"{name}: expected odd numbers, so that sizes stay, got {kernel}")
         # Plain attributes may be set before nn.Module's constructor, and the shapes need them.
         self.__dict__.update(
+            **kernels,
             spatial=spatial,
-            kernel_size=self_kernel,
-            recurrent_kernel_size=self_recurrent,
             peephole=peephole,
             space=None if space is None else _extents("space", space, spatial),
         )

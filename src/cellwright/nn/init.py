@@ -13,14 +13,18 @@ from cellwright.errors import InputError
 from cellwright.ir import INPUT, Matrix, topological
 from cellwright.lang import CellSpec, ParameterSpec
 
-SCHEMES = ("default", "orthogonal", "chrono", "forget_bias")
+WHOLE = ("default", "orthogonal")  # they fill every parameter
+SCHEMES = (*WHOLE, "chrono", "forget_bias")
 
 
 def parse(scheme: str) -> list[tuple[str, float | None]]:
-    """``"orthogonal+chrono:784"`` as pairs of name and number."""
+    """``"orthogonal+chrono:784"`` as pairs of name and number.
+
+    The first is a scheme that fills every parameter: "default" where none is named.
+    """
     if not isinstance(scheme, str):
         raise InputError(f"init: expected a string such as 'orthogonal', got {scheme!r}")
-    steps = []
+    steps: list[tuple[str, float | None]] = []
     for part in scheme.split("+"):
         name, colon, number = part.strip().partition(":")
         if name not in SCHEMES:
@@ -29,20 +33,23 @@ def parse(scheme: str) -> list[tuple[str, float | None]]:
             value = float(number) if colon else None
         except ValueError:
             raise InputError(f"init: {part!r} should end with a number") from None
-        if value is not None and name in ("default", "orthogonal"):
+        if value is not None and name in WHOLE:
             raise InputError(f"init: {name} takes no number, got {part!r}")
+        if value is not None and not math.isfinite(value):
+            raise InputError(f"init: {part!r} should end with a finite number")
         if name == "chrono" and (value is None or value < 2):
             raise InputError(
                 "init: chrono needs the longest dependency in steps, at least 2, "
                 f"as in 'chrono:784'; got {part!r}"
             )
         steps.append((name, value))
-    return steps
+    return steps if steps[0][0] in WHOLE else [("default", None), *steps]
 
 
 def added_parameters(spec: CellSpec) -> set[str]:
     """Vector parameters that are only ever added to something: biases."""
-    found, other = set(), set()
+    found: set[str] = set()
+    other: set[str] = set()
     for each in topological([*spec.next.values(), *spec.watch.values()]):
         for source in each.inputs:
             if source.op == "parameter" and not isinstance(source.type, Matrix):
@@ -71,7 +78,8 @@ def initialise(
             recurrent matrices orthogonal (Saxe et al. 2014), input matrices Glorot uniform,
             biases zero. ``"forget_bias:1"``: the forget gate's bias (Jozefowicz et al. 2015).
             ``"chrono:T"``: forget bias log(uniform(1, T - 1)), the input gate's its negative
-            (Tallec & Ollivier 2018). Joined by ``+``, applied in order.
+            (Tallec & Ollivier 2018). Joined by ``+``, applied in order; the last two alone
+            come after the default.
         members: each parameter with the tensor (or view) that holds it.
         fan: hidden units, times the positions of a kernel in a convolution.
 
@@ -129,5 +137,3 @@ def _gate_biases(
     for parameter, tensor in members:
         if name == "chrono" and parameter.name in admit and drawn is not None:
             tensor.copy_(-drawn)
-
-

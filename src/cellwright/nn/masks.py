@@ -66,13 +66,16 @@ def read_reset(given: Any, shape: Sequence[int], device: torch.device, axes: str
     return given.to(device=device, dtype=torch.bool)
 
 
-def reset_for(reset: Tensor, *, reverse: bool) -> Tensor:
+def reset_for(reset: Tensor, lengths: Tensor | None, *, reverse: bool) -> Tensor:
     """(T, B, 1): where the state starts afresh before a step of that direction.
 
     A mark at step t says that an episode begins there. Going backwards, the step after the
-    border is t - 1, so the marks move one step towards the beginning.
+    border is t - 1, so the marks move one step towards the beginning; a mark beyond the end of
+    a sequence is none of its own.
     """
     if reverse:
+        if lengths is not None:
+            reset = reset & active(lengths, reset.shape[0]).squeeze(-1)
         reset = torch.cat([reset[1:], torch.zeros_like(reset[:1])])
     return reset.unsqueeze(-1)
 

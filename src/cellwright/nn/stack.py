@@ -2,21 +2,31 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from functools import lru_cache
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
-from cellwright import cells
 from cellwright.engines import Call, Signature, run
 from cellwright.errors import InputError
 from cellwright.lang import CellSpec
 from cellwright.nn import layout, masks
+from cellwright.nn.arguments import (
+    check_count,
+    read_cell,
+    read_limit,
+    read_rate,
+    read_sizes,
+    read_zoneout,
+)
 from cellwright.nn.state import check_state, read_state, state_type
 from cellwright.plan import StepOptions, build, read_by_matrices
+
+SIGNATURE = "_signature_"  # first part of the attributes that hold a layer's signatures
 
 
 class RecurrentStack(nn.Module):
@@ -48,29 +58,22 @@ class RecurrentStack(nn.Module):
         sizes: Mapping[str, int] | None,
     ):
         super().__init__()
-        self.cell = cells.get(cell) if isinstance(cell, str) else cell
-        if not isinstance(self.cell, CellSpec):
-            raise InputError(
-                f"cell: expected a cell (see @cellwright.cell) or the name of one, "
-                f"got {type(cell).__name__}"
-            )
+        self.cell = read_cell(cell)
         for name, number in (("input_size", input_size), ("hidden_size", hidden_size),
                              ("num_layers", num_layers), ("heads", heads)):  # fmt: skip
-            _check_count(name, number, least=0 if name == "input_size" else 1)
+            check_count(name, number, least=0 if name == "input_size" else 1)
         self.input_size, self.hidden_size, self.num_layers = input_size, hidden_size, num_layers
         self.bidirectional, self.batch_first = bool(bidirectional), bool(batch_first)
-        self.dropout = _rate("dropout", dropout, most=1.0)
-        self.recurrent_dropout = _rate("recurrent_dropout", recurrent_dropout)
-        self.zoneout = _zoneout(zoneout, self.cell)
+        self.dropout = read_rate("dropout", dropout, most=1.0)
+        self.recurrent_dropout = read_rate("recurrent_dropout", recurrent_dropout)
+        self.zoneout = read_zoneout(zoneout, self.cell)
         self.layer_norm, self.heads = bool(layer_norm), heads
         self.learn_initial_state = bool(learn_initial_state)
-        if grad_clip is not None and not grad_clip > 0:
-            raise InputError(f"grad_clip: expected a positive limit or None, got {grad_clip!r}")
-        self.grad_clip = None if grad_clip is None else float(grad_clip)
+        self.grad_clip = read_limit(grad_clip)
         if precision not in ("fp32", "bf16"):
             raise InputError(f"precision: expected 'fp32' or 'bf16', got {precision!r}")
         self.precision = precision
-        self.sizes = dict(sizes or {})
+        self.sizes = read_sizes(sizes)
         resolved = self.cell.resolve_sizes(input_size, hidden_size, self.sizes)
         for name, number in resolved.items():
             if name != "input" and number % heads:
@@ -78,7 +81,6 @@ class RecurrentStack(nn.Module):
         self._state_names = tuple(state.name for state in self.cell.states)
         self._state_sizes = tuple(resolved[state.size] for state in self.cell.states)
         self._state_type = state_type(self._state_names)
-        self._signatures: dict[Any, Signature] = {}
 
     @property
     def num_directions(self) -> int:
@@ -121,29 +123,48 @@ class RecurrentStack(nn.Module):
             precision=self.precision,
         )
 
-    def signature(self, layer: int, options: StepOptions) -> Signature:
-        """The recurrence of one layer, apart from its tensors."""
-        key = (layer, options)
-        if key not in self._signatures:
+    def signature(self, layer: int, *, lengths: bool, reset: bool, trace: bool) -> Signature:
+        """The recurrence of one layer in a call with these arguments, apart from its tensors."""
+        name = self._prepare(layer, lengths, reset, trace, self.training)
+        found: Signature = getattr(self, name)
+        return found
+
+    # torch.compile runs this as it is, and reads the attribute afterwards: a plan is not built
+    # inside a compiled program, and a dictionary of signatures would have been read before.
+    # What it is given are whole numbers and truth values; others may be symbols in there.
+    def _prepare(self, layer: int, lengths: bool, reset: bool, trace: bool, training: bool) -> str:
+        """Build the signature of one layer, once, and tell the attribute in which it lies."""
+        options = self.step_options(lengths=lengths, reset=reset, trace=trace)
+        name = _attribute(layer, options)
+        if name not in self.__dict__:
             sizes = self.layer_sizes(layer)
             plan = build(self.cell, options)
             rows = {p.name: p.shape(sizes)[0] for each in self.stored() for p in each.members}
-            self._signatures[key] = Signature(
+            found = Signature(
                 self.cell,
-                replace(options),
+                options,
                 tuple(sorted(sizes.items())),
                 layout.slices(self.stored(), plan.parameters, rows),
                 self.spatial,
             )
-        return self._signatures[key]
+            for evaluated_once in ("plan", "text", "size"):
+                getattr(found, evaluated_once)
+            self.__dict__[name] = found
+        return name
+
+    # What torch.compiler.assume_constant_result does, which would load the compiler at once.
+    _prepare._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
     def __getstate__(self) -> dict[str, Any]:
         # Made again when needed; a state type made at run time cannot be pickled.
-        return {k: v for k, v in self.__dict__.items() if k not in ("_signatures", "_state_type")}
+        return {
+            name: value
+            for name, value in self.__dict__.items()
+            if name != "_state_type" and not name.startswith(SIGNATURE)
+        }
 
     def __setstate__(self, content: dict[str, Any]) -> None:
         super().__setstate__(content)
-        self._signatures = {}
         self._state_type = state_type(self._state_names)
 
     # Running -----------------------------------------------------------------------------
@@ -169,13 +190,12 @@ class RecurrentStack(nn.Module):
             output (T, B, directions x size, *space); states as given; traces by name,
             (layers x directions, T, B, size, *space).
         """
-        options = self.step_options(
-            lengths=lengths is not None, reset=reset is not None, trace=trace
-        )
         ended: list[list[Tensor]] = [[] for _ in states]
         traced: dict[str, list[Tensor]] = {}
         for layer in range(self.num_layers):
-            signature = self.signature(layer, options)
+            signature = self.signature(
+                layer, lengths=lengths is not None, reset=reset is not None, trace=trace
+            )
             outputs = []
             for direction in range(self.num_directions):
                 index = layer * self.num_directions + direction
@@ -224,7 +244,7 @@ class RecurrentStack(nn.Module):
                 found.append(mask.reshape(*mask.shape, *flat))
             elif kind == "reset":
                 assert reset is not None
-                mask = masks.reset_for(reset, reverse=reverse)
+                mask = masks.reset_for(reset, lengths, reverse=reverse)
                 found.append(mask.reshape(*mask.shape, *flat))
             elif kind == "zoneout":
                 rate = dict(self.zoneout)[state]
@@ -256,7 +276,9 @@ class RecurrentStack(nn.Module):
             )
         return x
 
-    def read_states(self, given: Any, lead: tuple[int, ...], space: tuple[int, ...]) -> list[Tensor]:
+    def read_states(
+        self, given: Any, lead: tuple[int, ...], space: tuple[int, ...]
+    ) -> list[Tensor]:
         """The states that a user gave, checked: (*lead, size, *space) each."""
         like = self.reference_weight()
         tensors = read_state(given, self._state_names)
@@ -273,6 +295,12 @@ class RecurrentStack(nn.Module):
         return bool(read_by_matrices(self.cell))
 
 
+@lru_cache(maxsize=512)
+def _attribute(layer: int, options: StepOptions) -> str:
+    """A name for the attribute that holds a layer's signature under these options."""
+    return f"{SIGNATURE}{layer}_{hashlib.sha256(repr(options).encode()).hexdigest()[:16]}"
+
+
 def unpack(packed: PackedSequence) -> tuple[Tensor, Tensor]:
     """A packed batch as (T, B, I) in the order in which it was packed, and its lengths."""
     return pad_packed_sequence(packed)
@@ -285,34 +313,3 @@ def pack_like(y: Tensor, lengths: Tensor, packed: PackedSequence) -> PackedSeque
         y, lengths = y.index_select(1, order), lengths.to(order.device)[order].cpu()
     data = pack_padded_sequence(y, lengths, enforce_sorted=True).data
     return PackedSequence(data, packed.batch_sizes, order, packed.unsorted_indices)
-
-
-def _check_count(name: str, number: Any, *, least: int) -> None:
-    if isinstance(number, bool) or not isinstance(number, int):
-        raise InputError(f"{name}: expected a whole number, got {number!r}")
-    if number < least:
-        raise InputError(f"{name}: expected {'at least' if least else 'no less than'} {least}, got {number}")
-
-
-def _rate(name: str, rate: Any, *, most: float | None = None) -> float:
-    if isinstance(rate, bool) or not isinstance(rate, (int, float)):
-        raise InputError(f"{name}: expected a probability, got {rate!r}")
-    if not (0 <= rate < 1 or rate == most):
-        raise InputError(f"{name}: expected a probability in [0, 1), got {rate!r}")
-    return float(rate)
-
-
-def _zoneout(given: Any, spec: CellSpec) -> tuple[tuple[str, float], ...]:
-    """(state, rate) for every state with a rate above 0."""
-    names = [state.name for state in spec.states]
-    if isinstance(given, Mapping):
-        for name in given:
-            if name not in names:
-                raise InputError(
-                    f"zoneout: cell {spec.name} has no state {name!r}; it has {', '.join(names)}"
-                )
-        rates = dict(given)
-    else:
-        rates = {name: given for name in names}
-    checked = {name: _rate("zoneout", rate) for name, rate in rates.items()}
-    return tuple((name, checked[name]) for name in names if checked.get(name))

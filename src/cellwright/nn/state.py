@@ -4,19 +4,46 @@ from __future__ import annotations
 
 from collections import namedtuple
 from collections.abc import Mapping, Sequence
-from functools import lru_cache
+from functools import cache
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils import _pytree
 
 from cellwright.errors import InputError
 
 
-@lru_cache(maxsize=256)
+@cache
 def state_type(names: tuple[str, ...]) -> type[tuple[Any, ...]]:
     """The named tuple for a cell with states of these names: ``state.h``, ``state.c``."""
-    return namedtuple("State", names)  # type: ignore[misc]  # noqa: PYI024 - fields vary
+    made = _named_tuple(names)
+    made.__reduce__ = _reduce
+    # Under this name it stands in an exported program.
+    name = f"{__name__}.State({', '.join(names)})"
+    _pytree._register_namedtuple(made, serialized_type_name=name)
+    found: type[tuple[Any, ...]] = made
+    return found
+
+
+def _named_tuple(names: tuple[str, ...]) -> Any:
+    return namedtuple("State", names, module=__name__)
+
+
+def _reduce(state: Any) -> tuple[Any, ...]:
+    return make_state, (state._fields, *state)
+
+
+def make_state(names: Sequence[str], *tensors: Tensor) -> Any:
+    """A state with these tensors; what a pickled state is read back with."""
+    return state_type(tuple(names))(*tensors)
+
+
+# torch.load reads a state back; an exported program can be read before a layer has been made,
+# if the states are those of the catalogue's cells.
+torch.serialization.add_safe_globals([make_state])
+for _names in ("h", "c", "s", "h c", "y z", "h c n m", "h c i f o"):
+    state_type(tuple(_names.split()))
 
 
 def read_state(given: Any, names: Sequence[str]) -> list[Tensor]:
@@ -63,13 +90,21 @@ def check_state(
             f"state.{name}: expected shape {tuple(expected)} = {meaning}, got {tuple(given.shape)}"
         )
     if given.dtype != like.dtype:
-        raise InputError(f"state.{name}: expected {like.dtype} as the layer's weights, got {given.dtype}")
+        raise InputError(
+            f"state.{name}: expected {like.dtype} as the layer's weights, got {given.dtype}"
+        )
     if given.device != like.device:
-        raise InputError(f"state.{name}: the layer is on {like.device}, the state on {given.device}")
+        raise InputError(
+            f"state.{name}: the layer is on {like.device}, the state on {given.device}"
+        )
 
 
 def zeros(
-    names: Sequence[str], sizes: Sequence[int], lead: Sequence[int], space: Sequence[int], like: Tensor
+    names: Sequence[str],
+    sizes: Sequence[int],
+    lead: Sequence[int],
+    space: Sequence[int],
+    like: Tensor,
 ) -> list[Tensor]:
     """States of zeros: (*lead, size, *space) each."""
     return [

@@ -70,7 +70,9 @@ class Forward:
         next: state -> its value after the step.
         output: the layer's output at the step.
         trace: name -> traced value.
-        saved: name -> value that the backward pass reads, kept for every step.
+        saved: name -> value that the backward loop reads, kept for every step.
+        saved_inputs: name -> value on the way to ``inputs`` that the gradients after the loop
+            read, kept for every step.
     """
 
     once: Mapping[str, Node]
@@ -80,6 +82,7 @@ class Forward:
     output: Node
     trace: Mapping[str, Node]
     saved: Mapping[str, Node]
+    saved_inputs: Mapping[str, Node]
 
 
 @dataclass(frozen=True)
@@ -108,7 +111,8 @@ class Backward:
     """The backward pass; it reads the states before and after each step and ``saved``.
 
     Leaves of kind ``cotangent`` are ``next.STATE`` (carried), ``output``, ``trace.NAME``; in the
-    graphs after the loop ``input.N`` and ``once.N``.
+    graphs after the loop ``input.N`` and ``once.N``. Leaves of kind ``value`` are ``saved.N``,
+    ``next.STATE`` and ``once.N``; in the gradients of ``inputs`` also ``saved_input.N``.
 
     Attributes:
         loop: the body, last step first.
@@ -150,7 +154,7 @@ def build(spec: CellSpec, options: StepOptions | None = None) -> Plan:
     verify(hoisted.once.values(), leaves=("parameter",))
     verify(hoisted.inputs.values(), leaves=("input", "parameter", "stream", "value"))
     verify(step.roots, leaves=("state", "parameter", "stream", "value"))
-    saved, backward = _differentiate(step, hoisted.once, hoisted.inputs)
+    saved, saved_inputs, backward = _differentiate(step, hoisted.once, hoisted.inputs)
     forward = Forward(
         once=hoisted.once,
         inputs=hoisted.inputs,
@@ -159,6 +163,7 @@ def build(spec: CellSpec, options: StepOptions | None = None) -> Plan:
         output=step.output,
         trace=step.trace,
         saved=saved,
+        saved_inputs=saved_inputs,
     )
     return Plan(spec, options, step, forward, backward, graph.parameters)
 
@@ -183,7 +188,8 @@ def _name(each: Node) -> str:
 
 def _differentiate(
     step: StepGraph, once: Mapping[str, Node], inputs: Mapping[str, Node]
-) -> tuple[dict[str, Node], Backward]:
+) -> tuple[dict[str, Node], dict[str, Node], Backward]:
+    """What is to be saved, in the loop and before it, and the backward pass."""
     seeds: dict[Node, Node] = {}
     arriving = [(f"next.{name}", value) for name, value in step.next.items()]
     arriving += [("output", step.output)]
@@ -193,19 +199,27 @@ def _differentiate(
         seeds[value] = seeds[value] + seed if value in seeds else seed
     wrt = _leaves(step.roots, "state", "value", "parameter")
     found = gradient(seeds, wrt)
-    adjoint = _sort(found)
-    saved, adjoint = _connect(step, adjoint)
+    after = {
+        value: leaf("value", f"next.{name}", value.vector)
+        for name, value in step.next.items()
+        if not is_leaf(value)
+    }
+    saved, adjoint = _connect(_sort(found), step.roots, after, "saved")
     roots = [*adjoint.roots]
     verify(roots, leaves=("state", "parameter", "stream", "value", "cotangent"))
+    of_inputs = _differentiate_hoisted(inputs, ("input", "parameter", "value"))
+    saved_inputs, of_inputs = _connect(of_inputs, inputs.values(), {}, "saved_input")
+    of_once = _differentiate_hoisted(once, ("parameter",))
     is_state = {_name(each) for each in wrt if each.op == "state"}
-    return saved, Backward(
+    backward = Backward(
         loop=_loop(roots),
         states={n: value for n, value in adjoint.values.items() if n in is_state},
         hoisted={n: value for n, value in adjoint.values.items() if n not in is_state},
         parameters=Gradients({}, adjoint.vectors, adjoint.matrices),
-        inputs=_differentiate_hoisted(inputs, ("input", "parameter", "value")),
-        once=_differentiate_hoisted(once, ("parameter",)),
+        inputs=of_inputs,
+        once=of_once,
     )
+    return saved, saved_inputs, backward
 
 
 def _differentiate_hoisted(graph: Mapping[str, Node], kinds: Sequence[str]) -> Gradients:
@@ -223,8 +237,9 @@ def _sort(found: Mapping[Node, Node]) -> Gradients:
     for each, value in found.items():
         if isinstance(each.type, Matrix):
             for outer in _summands(value):
+                delta, operand = outer.inputs
                 precision = dict(outer.attributes).get("precision", "fp32")
-                matrices.append(Outer(_name(each), *outer.inputs, precision))
+                matrices.append(Outer(_name(each), delta, operand, precision))
         elif each.op == "parameter":
             vectors[_name(each)] = value
         else:
@@ -240,14 +255,19 @@ def _summands(value: Node) -> list[Node]:
     return [value]
 
 
-def _connect(step: StepGraph, adjoint: Gradients) -> tuple[dict[str, Node], Gradients]:
-    """Let the gradient graph read saved values and states instead of the forward graph."""
-    forward = set(topological(step.roots))
-    after = {
-        value: leaf("value", f"next.{name}", value.vector)
-        for name, value in step.next.items()
-        if not is_leaf(value)
-    }
+def _connect(
+    adjoint: Gradients, roots: Iterable[Node], at_hand: Mapping[Node, Node], prefix: str
+) -> tuple[dict[str, Node], Gradients]:
+    """Let a gradient graph read saved values instead of computing them a second time.
+
+    Args:
+        adjoint: gradients of the graph with these ``roots``.
+        roots: what the forward pass computes.
+        at_hand: values of it that are kept anyway, and the leaves to read them by.
+        prefix: of the names of what is saved.
+    """
+    order = topological(roots)
+    forward = set(order)
     needed = [
         source
         for each in topological(adjoint.roots)
@@ -256,10 +276,10 @@ def _connect(step: StepGraph, adjoint: Gradients) -> tuple[dict[str, Node], Grad
         if source in forward
     ]
     needed += [root for root in adjoint.roots if root in forward]
-    states = _leaves(step.roots, "state")
-    chosen = choose(dict.fromkeys(needed), [*states, *after])
-    saved = {f"saved.{index}": each for index, each in enumerate(chosen)}
-    as_leaf = {**after, **{each: leaf("value", n, each.type) for n, each in saved.items()}}
+    states = [each for each in order if each.op == "state"]
+    chosen = choose(dict.fromkeys(needed), [*states, *at_hand])
+    saved = {f"{prefix}.{index}": each for index, each in enumerate(chosen)}
+    as_leaf = {**at_hand, **{each: leaf("value", n, each.type) for n, each in saved.items()}}
     changed = iter(substitute(adjoint.roots, as_leaf))
     return saved, Gradients(
         values={name: next(changed) for name in adjoint.values},

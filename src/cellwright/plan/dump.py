@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import textwrap
 from collections.abc import Iterable, Mapping
 
 from cellwright.ir import Node, is_leaf, topological
@@ -9,6 +11,8 @@ from cellwright.lang import CellSpec
 from cellwright.lang.printing import expression
 from cellwright.plan.build import Gradients, Loop, Plan, build
 from cellwright.plan.options import StepOptions
+
+WIDTH = 100  # of the right side of an equation, where it can be helped
 
 
 def dump(spec: CellSpec, options: StepOptions | None = None) -> str:
@@ -34,27 +38,26 @@ def _forward(plan: Plan) -> list[str]:
     forward = plan.forward
     lines = [f"forward of {plan.spec.name}"]
     lines += _table("once a call", forward.once)
-    lines += _table("for all steps at once", forward.inputs)
-    known = dict(plan.spec.names)
-    names = {each: name for name, each in known.items()}
-    names |= {each: f"{name}" for name, each in forward.saved.items()}
+    lines += _table("for all steps at once", {**forward.saved_inputs, **forward.inputs})
+    names = {each: name for name, each in plan.spec.names}
+    names |= {each: name for name, each in forward.saved.items() if not is_leaf(each)}
     names |= {each: f"{name}[t]" for name, each in forward.next.items()}
     lines += _stages(forward.loop, names)
     ends = {f"{name}[t]": each for name, each in forward.next.items()}
     ends |= {"output": forward.output} | {f"trace {n}": v for n, v in forward.trace.items()}
+    ends |= forward.saved
     shown = {name: each for name, each in ends.items() if names.get(each) != name}
     lines += _table("results", shown, names)
-    lines.append("  saved for the backward pass: " + (", ".join(forward.saved) or "nothing"))
-    return lines
+    saved = ", ".join([*forward.saved, *forward.saved_inputs]) or "nothing"
+    text = f"saved for the backward pass: {saved}"
+    return [*lines, *textwrap.wrap(text, WIDTH, initial_indent="  ", subsequent_indent="    ")]
 
 
 def _backward(plan: Plan) -> list[str]:
     backward = plan.backward
     lines = [f"backward of {plan.spec.name}"]
     names = {each: f"d {name}" for name, each in backward.hoisted.items() if not is_leaf(each)}
-    names |= {
-        each: f"d {name}[t-1]" for name, each in backward.states.items() if not is_leaf(each)
-    }
+    names |= {each: f"d {name}[t-1]" for name, each in backward.states.items() if not is_leaf(each)}
     lines += _stages(backward.loop, names)
     ends = {f"d {name}[t-1]": each for name, each in backward.states.items()}
     ends |= {f"d {name}": each for name, each in backward.hoisted.items()}
@@ -72,15 +75,17 @@ def _table(
     if not values:
         return []
     shown = dict(names or {})
-    lines = [f"  {title}", *_shared(values.values(), shown)]
+    own = {each: name for name, each in values.items() if not is_leaf(each) and each not in shown}
+    lines = [f"  {title}", *_shared(values.values(), shown, own)]
     for name, each in values.items():
-        lines.append(f"    {name} = {shown.get(each) or expression(each, shown, _leaf, 'text')}")
+        if own.get(each) != name:
+            lines.append(f"    {name} = {shown.get(each) or expression(each, {}, _leaf, 'text')}")
     return lines
 
 
 def _gradients(title: str, found: Gradients, names: Mapping[Node, str]) -> list[str]:
     shown = dict(names)
-    lines = _shared(found.roots, shown)
+    lines = _shared(found.roots, shown, {})
 
     def write(each: Node) -> str:
         return expression(each, shown, _leaf, "text", inside=True)
@@ -94,15 +99,38 @@ def _gradients(title: str, found: Gradients, names: Mapping[Node, str]) -> list[
     return [f"  {title}", *lines] if lines else []
 
 
-def _shared(roots: Iterable[Node], names: dict[Node, str]) -> list[str]:
-    """A line for each value that several others read; adds their names to ``names``."""
-    lines = []
+def _shared(roots: Iterable[Node], names: dict[Node, str], own: Mapping[Node, str]) -> list[str]:
+    """A line for each value that has a name of its ``own``, or that several others read.
+
+    Others get a line where the equation that reads them would be too long. The names of all
+    are added to ``names``.
+    """
+    lines: list[str] = []
+    numbers = itertools.count()
+    roots = list(roots)
     uses = _uses(roots)
+    for each in roots:
+        uses[each] += 1
     known = {each for named in list(names) for each in topological([named])}
+
+    def write(each: Node) -> str:
+        return expression(each, names, _leaf, "text")
+
+    def name(each: Node) -> None:
+        text = write(each)
+        names[each] = own.get(each) or f"s{next(numbers)}"
+        lines.append(f"    {names[each]} = {text}")
+
     for each, count in uses.items():
-        if count > 1 and each not in known and not is_leaf(each):
-            names[each] = f"s{len(lines)}"
-            lines.append(f"    {names[each]} = {expression(each, names, _leaf, 'text')}")
+        if is_leaf(each) or each in known:
+            continue
+        while len(write(each)) > WIDTH:
+            unnamed = [i for i in each.inputs if not is_leaf(i) and i not in names]
+            if not unnamed:
+                break
+            name(max(unnamed, key=lambda operand: len(write(operand))))
+        if count > 1 or each in own:
+            name(each)
     return lines
 
 

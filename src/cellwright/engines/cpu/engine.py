@@ -81,6 +81,11 @@ class _Run:
         if self.plan.forward.once:
             self._compute_once()
 
+    def kept_slots(self) -> list[str]:
+        """Slots of what the forward pass keeps, in the protocol's order."""
+        plan = self.plan.forward
+        return [*(f"state.{name}" for name in self.names), *plan.saved, *plan.saved_inputs]
+
     def sequence(self, node: Node) -> Tensor:
         """Fresh memory for a value of every step."""
         dtype = torch.bool if node.vector.boolean else self.dtype
@@ -120,6 +125,9 @@ class _Run:
         fuse = self.rows >= FUSE_FROM * threads.count() and self.kernels.fusible
         programs, inputs, loop = self.kernels.forward(keep, fuse)
         plan = self.plan.forward
+        if keep:
+            for name, node in {**plan.saved, **plan.saved_inputs}.items():
+                self.tensors[name] = self.sequence(node)
         if inputs is not None:
             self.work("inputs", self.every, programs.width)
             inputs.run(self.tensors, self.numbers(1, self.every), self.every)
@@ -132,17 +140,13 @@ class _Run:
         self.tensors["output"] = self.sequence(plan.output)
         for name, node in plan.trace.items():
             self.tensors[f"trace.{name}"] = self.sequence(node)
-        if keep:
-            for name, node in plan.saved.items():
-                self.tensors[name] = self.sequence(node)
         loop.run(self.tensors, self.numbers(self.steps, self.rows, ring=not keep), self.rows)
         last = self.call.steps[-1] & (-1 if keep else 1)
-        kept = [f"state.{name}" for name in self.names] + list(plan.saved) if keep else []
         return Result(
             output=self.tensors["output"],
             states=[self.tensors[f"state.{name}"][last].clone() for name in self.names],
             trace=[self.tensors[f"trace.{name}"] for name in plan.trace],
-            kept=[self.tensors[name] for name in kept],
+            kept=[self.tensors[name] for name in self.kept_slots()] if keep else [],
         )
 
     def backward(
@@ -150,8 +154,7 @@ class _Run:
     ) -> Gradients:
         """The loop from the last step to the first, then what is gathered over all steps."""
         programs, inputs, loop = self.kernels.backward(need_x)
-        slots = [f"state.{name}" for name in self.names] + list(self.plan.forward.saved)
-        for slot, value in zip(slots, kept, strict=True):
+        for slot, value in zip(self.kept_slots(), kept, strict=True):
             self.tensors[slot] = value.contiguous()
         self.tensors["d_output"] = cotangents.output.contiguous()
         for name, value in zip(self.plan.forward.trace, cotangents.trace, strict=True):

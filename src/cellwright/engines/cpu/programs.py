@@ -159,7 +159,7 @@ def can_fuse(signature: Signature) -> bool:
     read once: then its sum simply goes on in the loop.
     """
     plan = signature.plan.forward
-    if not plan.inputs or any(is_leaf(node) for node in plan.saved.values()):
+    if not plan.inputs or plan.saved_inputs or any(is_leaf(node) for node in plan.saved.values()):
         return False
     for node in plan.inputs.values():
         terms = _terms(node)
@@ -212,18 +212,22 @@ def forward(signature: Signature, *, keep: bool, fuse: bool = False) -> Forward:
             store(node, array)
     sources = layout.leaves(stores, looped=True)
     loop = Program(_with_copies(cut(stores), stores), layout.sizes, sources, stores)
-    return Forward(None if fuse else _forward_inputs(layout), loop, layout.width)
+    return Forward(None if fuse else _forward_inputs(layout, keep=keep), loop, layout.width)
 
 
-def _forward_inputs(layout: Layout) -> Program | None:
+def _forward_inputs(layout: Layout, *, keep: bool) -> Program | None:
     graph = layout.plan.forward.inputs
     if not graph:
         return None
     stores: Stores = {}
     for name, node in graph.items():
         stores.setdefault(node, []).append(layout.hoisted("inputs", name, Index.NONE))
-    sources = layout.leaves(graph.values(), looped=False)
-    return Program(_with_copies(cut(graph.values()), stores), layout.sizes, sources, stores)
+    if keep:
+        for name, node in layout.plan.forward.saved_inputs.items():
+            array = layout.array(name, node.size, Index.NONE, boolean=node.vector.boolean)
+            stores.setdefault(node, []).append(array)
+    sources = layout.leaves(stores, looped=False)
+    return Program(_with_copies(cut(stores), stores), layout.sizes, sources, stores)
 
 
 def backward(signature: Signature, *, need_x: bool) -> Backward:

@@ -12,7 +12,7 @@ from cellwright.ir import Matrix
 
 
 class Algebra(Protocol):
-    """How products and reductions act on tensors."""
+    """How products and reductions act on tensors whose first axis is the row."""
 
     def product(self, weight: Tensor, v: Tensor, kind: Matrix) -> Tensor:
         """``weight @ v`` for each row of the batch."""
@@ -27,7 +27,7 @@ class Algebra(Protocol):
         """Sum over the units of a row, kept as an axis of length 1."""
 
     def vector(self, parameter: Tensor) -> Tensor:
-        """A vector parameter in a shape that broadcasts against values."""
+        """A vector parameter as a value of one row."""
 
 
 class Dense:
@@ -58,7 +58,7 @@ class Dense:
         return v.sum(-1, keepdim=True)
 
     def vector(self, parameter: Tensor) -> Tensor:
-        return parameter
+        return parameter.unsqueeze(0)
 
 
 class Convolution:
@@ -82,9 +82,7 @@ class Convolution:
     def transposed(self, weight: Tensor, v: Tensor, kind: Matrix) -> Tensor:
         channels = weight.shape[1] * kind.blocks
         shape = (v.shape[0], channels, *v.shape[2:])
-        return self._input(
-            shape, weight, v, padding=self._padding(weight), groups=kind.blocks
-        )
+        return self._input(shape, weight, v, padding=self._padding(weight), groups=kind.blocks)
 
     def outer(self, delta: Tensor, v: Tensor, weight: Tensor, kind: Matrix) -> Tensor:
         return self._weight(
@@ -95,9 +93,8 @@ class Convolution:
         return v.sum(1, keepdim=True)
 
     def vector(self, parameter: Tensor) -> Tensor:
-        if parameter.dim() > 1:
-            return parameter
-        return parameter.reshape(-1, *(1,) * self.spatial)
+        space = () if parameter.dim() > 1 else (1,) * self.spatial
+        return parameter.reshape(1, *parameter.shape, *space)
 
 
 def algebra(spatial: int) -> Algebra:

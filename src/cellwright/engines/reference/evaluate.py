@@ -36,7 +36,6 @@ FUNCTIONS: Mapping[str, Callable[..., Tensor]] = {
     "greater_equal": torch.ge,
     "equal": torch.eq,
     "where": torch.where,
-    "expand": lambda v: v,  # broadcasting does it
 }
 
 
@@ -87,13 +86,14 @@ class Evaluator:
     Args:
         algebra: the meaning of ``@``.
         sizes: numbers of units by name.
-        like: a tensor whose dtype and device constants take.
+        like: the input, whose dtype, device and space values have.
     """
 
     def __init__(self, algebra: Algebra, sizes: Mapping[str, int], like: Tensor):
         self.algebra = algebra
         self._sizes = sizes
         self._like = like
+        self._space = tuple(like.shape[3:])
         self._constants: dict[float, Tensor] = {}
 
     def evaluate(self, nodes: Iterable[Node], environment: dict[Node, Tensor]) -> None:
@@ -114,32 +114,46 @@ class Evaluator:
         if each.op == "reciprocal_size":
             return self._constant(1.0 / self._sizes[each.attribute("size")])
         operands = [
-            environment[i] if i in environment else self._value(i, environment)
-            for i in each.inputs
+            environment[i] if i in environment else self._value(i, environment) for i in each.inputs
         ]
         if each.op in ("matvec", "matvec_transposed"):
-            operands = self._rounded(operands, each)
-            multiply = (
-                self.algebra.product if each.op == "matvec" else self.algebra.transposed
-            )
-            return multiply(*operands, each.inputs[0].matrix)
-        if each.op == "sum":
-            return self.algebra.total(*operands)
-        if each.op == "mean":
-            return self.algebra.total(*operands) * (1.0 / self._sizes[each.inputs[0].size])
+            precision = dict(each.attributes).get("precision", "fp32")
+            weight = self.round(operands[0], precision)
+            v = self.round(self.whole(operands[1], each.inputs[1].size), precision)
+            kind = each.inputs[0].matrix
+            if each.op == "matvec":
+                return self.algebra.product(weight, v, kind)
+            return self.algebra.transposed(weight, v, kind)
+        if each.op in ("sum", "mean"):
+            size = each.inputs[0].size
+            total = self.algebra.total(self.whole(operands[0], size))
+            return total if each.op == "sum" else total * (1.0 / self._sizes[size])
+        if each.op == "expand":
+            return self.whole(operands[0], each.attribute("size"))
         if each.op == "clip_gradient":
             return _ClipGradient.apply(operands[0], each.attribute("limit"))
         return FUNCTIONS[each.op](*operands)
+
+    def whole(self, v: Tensor, size: str, rows: int | None = None) -> Tensor:
+        """``v`` with all of its units and positions: what was left to broadcasting, written out.
+
+        Args:
+            v: a value.
+            size: the name of its size.
+            rows: how many rows it is to have; by default as many as it has, or none.
+        """
+        own = v.shape[:2] if v.dim() > 1 else (1, v.shape[-1] if v.dim() else 1)
+        units = self._sizes[size] if own[1] == 1 else own[1]
+        if rows is None and v.dim() < 2 and not self._space:
+            return v.expand(units)
+        shape = (own[0] if rows is None else rows, units, *self._space)
+        return v if v.shape == shape else v.expand(shape)
 
     def _constant(self, value: float) -> Tensor:
         if value not in self._constants:
             like = self._like
             self._constants[value] = torch.tensor(value, dtype=like.dtype, device=like.device)
         return self._constants[value]
-
-    def _rounded(self, operands: list[Tensor], each: Node) -> list[Tensor]:
-        precision = dict(each.attributes).get("precision", "fp32")
-        return [self.round(v, precision) for v in operands]
 
     def round(self, v: Tensor, precision: str) -> Tensor:
         """``v`` as a product's operand of that precision (sums are in the tensor's own)."""

@@ -55,8 +55,9 @@ def explain(layer: RecurrentStack, x: Tensor | PackedSequence) -> Explanation:
             f"cellwright.accelerate converts those of torch.nn"
         )
     data = layer.check_input(x.data if isinstance(x, PackedSequence) else x)
-    options = layer.step_options(lengths=isinstance(x, PackedSequence), reset=False, trace=False)
-    chosen = choose(layer.signature(0, options), data.device, data.dtype)
+    packed = isinstance(x, PackedSequence)
+    signature = layer.signature(0, lengths=packed, reset=False, trace=False)
+    chosen = choose(signature, data.device, data.dtype)
     return Explanation(chosen.engine.name, chosen.reason, _describe(layer, data))
 
 

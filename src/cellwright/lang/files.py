@@ -9,7 +9,9 @@ import types
 from pathlib import Path
 
 from cellwright.errors import CellError, CellwrightError, UsageError
-from cellwright.lang import CellSpec
+from cellwright.lang.spec import CellSpec
+
+DIGEST = "__cellwright_digest__"  # in a module that was run here: a hash of its file's content
 
 
 def load_from_file(reference: str) -> CellSpec:
@@ -33,6 +35,23 @@ def load_from_file(reference: str) -> CellSpec:
     raise UsageError(f"no cell is named {name!r} in {path}; {found}")
 
 
+def module_of(path: Path) -> types.ModuleType:
+    """The module that the file was run as, however it has changed since; else the file is run."""
+    return sys.modules.get(_module_name(path)) or _run_once(path)
+
+
+def path_of(module: str) -> Path | None:
+    """The file of a module that was run here; None for a module that Python imports itself."""
+    found = sys.modules.get(module)
+    if found is None or DIGEST not in vars(found):
+        return None
+    return Path(str(found.__file__))
+
+
+def _module_name(path: Path) -> str:
+    return f"cellwright_file_{path.stem}_{hashlib.sha256(str(path).encode()).hexdigest()[:12]}"
+
+
 def _split(reference: str) -> tuple[Path, str | None]:
     head, colon, last = reference.rpartition(":")
     # "C:\cells.py" has a colon and no cell's name.
@@ -53,16 +72,16 @@ def _split(reference: str) -> tuple[Path, str | None]:
 
 
 def _run_once(path: Path) -> types.ModuleType:
-    """Run the file under a module name made of its path, so that its cells can be pickled."""
+    """Run the file under a module name made of its path; again only after it has changed."""
     source = _read(path)
     digest = hashlib.sha256(source).hexdigest()
-    name = f"cellwright_file_{path.stem}_{hashlib.sha256(str(path).encode()).hexdigest()[:12]}"
+    name = _module_name(path)
     earlier = sys.modules.get(name)
-    if earlier is not None and earlier.__dict__.get("__cellwright_digest__") == digest:
+    if earlier is not None and vars(earlier).get(DIGEST) == digest:
         return earlier
     module = types.ModuleType(name)
     module.__file__ = str(path)
-    module.__dict__["__cellwright_digest__"] = digest
+    vars(module)[DIGEST] = digest
     sys.modules[name] = module
     try:
         exec(compile(source, str(path), "exec", dont_inherit=True), module.__dict__)

@@ -1,0 +1,138 @@
+"""``cellwright cells`` and ``cellwright tasks``: what there is."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Annotated
+
+from typer import Argument, Option
+
+from cellwright.apps import show
+from cellwright.apps.train import parse_sizes
+from cellwright.errors import UsageError
+from cellwright.train.settings import option
+
+if TYPE_CHECKING:
+    from cellwright.lang import CellSpec
+
+
+def cells(
+    name: Annotated[
+        str | None,
+        Argument(help="A cell's name, or path/to/file.py:cell.", show_default="all cells"),
+    ] = None,
+    input_size: Annotated[int, Option(help="Units of x.", min=1)] = 128,
+    hidden_size: Annotated[int, Option(help="Units of the states.", min=1)] = 128,
+    size: Annotated[
+        list[str] | None,
+        Option(
+            metavar="NAME=N", help="Another size that a cell has.", show_default="half the units"
+        ),
+    ] = None,
+    latex: Annotated[bool, Option("--latex", help="The equations as LaTeX.")] = False,
+    plan: Annotated[bool, Option("--plan", help="What is computed, forward and backward.")] = False,
+) -> None:
+    """List the cells, or show one: equations, source, parameters."""
+    from cellwright import cells as catalogue
+
+    sizes = parse_sizes(size or [])
+    if name is None:
+        if latex or plan:
+            raise UsageError(f"--{'latex' if latex else 'plan'}: say of which cell")
+        specs = [catalogue.get(each) for each in catalogue.names()]
+        _check_sizes(specs, sizes)
+        _list(specs, input_size, hidden_size, sizes)
+        return
+    if latex and plan:
+        raise UsageError("--latex and --plan exclude each other")
+    spec = catalogue.load(name)
+    if latex:
+        show.say(spec.latex())
+    elif plan:
+        from cellwright.plan import dump
+
+        show.say(dump(spec).rstrip())
+    else:
+        _check_sizes([spec], sizes)
+        _show(spec, input_size, hidden_size, sizes)
+
+
+def _check_sizes(specs: list[CellSpec], sizes: dict[str, int]) -> None:
+    known = sorted({name for spec in specs for name in spec.size_names})
+    for name, value in sizes.items():
+        if name not in known:
+            has = f"there are {', '.join(known)}" if known else "there are no other sizes"
+            raise UsageError(f"--size: no size is named {name!r}; {has}")
+        if value < 1:
+            raise UsageError(f"--size: {name} has to be at least 1, got {value}")
+
+
+def _other_sizes(spec: CellSpec, hidden_size: int, sizes: dict[str, int]) -> dict[str, int]:
+    half = max(1, hidden_size // 2)
+    return {name: sizes.get(name, half) for name in spec.size_names}
+
+
+def _list(specs: list[CellSpec], input_size: int, hidden_size: int, sizes: dict[str, int]) -> None:
+    rows, at = [], {"input": input_size, "hidden": hidden_size}
+    for spec in specs:
+        others = _other_sizes(spec, hidden_size, sizes)
+        at |= others
+        count = spec.num_parameters(input_size, hidden_size, **others)
+        rows.append([
+            spec.name,
+            "" if spec.year is None else str(spec.year),
+            " ".join(state.name for state in spec.states),
+            " ".join(spec.watches),
+            f"{count:,}",
+        ])  # fmt: skip
+    show.table(
+        {"cell": "left", "year": "right", "states": "left", "gates": "left",
+         "parameters": "right"},
+        rows,
+    )  # fmt: skip
+    show.say(f"\nParameters at {', '.join(f'{name} size {value}' for name, value in at.items())}.")
+
+
+def _show(spec: CellSpec, input_size: int, hidden_size: int, sizes: dict[str, int]) -> None:
+    show.say(f"{spec.name}: {spec.title}" if spec.title else spec.name)
+    show.say()
+    for line in spec.equations().splitlines():
+        show.say(f"  {line}")
+    show.say()
+    if spec.source:
+        show.say(f"Source: {spec.source}" + (f" ({spec.year})" * _lacks_year(spec)))
+    if spec.notes:
+        show.say(spec.notes)
+    others = _other_sizes(spec, hidden_size, sizes)
+    resolved = spec.resolve_sizes(input_size, hidden_size, others)
+    rows = []
+    for each in spec.parameters:
+        shape = each.shape(resolved)
+        rows.append([each.name, " × ".join(map(str, shape)), f"{math.prod(shape):,}"])
+    total = spec.num_parameters(input_size, hidden_size, **others)
+    rows.append(["all", "", f"{total:,}"])
+    show.say()
+    show.table({"parameter": "left", "shape": "left", "numbers": "right"}, rows)
+    at = ", ".join(f"{name} size {value}" for name, value in resolved.items())
+    show.say(f"\nAt {at}.")
+
+
+def _lacks_year(spec: CellSpec) -> bool:
+    return spec.year is not None and str(spec.year) not in spec.source
+
+
+def tasks() -> None:
+    """List the tasks, with what others have published."""
+    from cellwright import tasks as known
+
+    for name in known.names():
+        task = known.get(name)
+        show.say(f"{task.name}: {task.title}")
+        show.say(f"  data: {task.source}; {task.licence}")
+        for each in task.published:
+            note = f"; {each.note}" if each.note else ""
+            show.say(f"  {task.metric} {each.value:.1%}  {each.method} ({each.source}{note})")
+        if task.defaults:
+            own = ", ".join(f"{option(key)} {value}" for key, value in task.defaults.items())
+            show.say(f"  settings of its own: {own}")
+        show.say(f"  cellwright train {task.name}")

@@ -1,0 +1,70 @@
+"""``cellwright``: the entry of the command line."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import typer
+from typer.core import TyperGroup
+
+from cellwright.apps import show
+from cellwright.apps.catalogue import cells, tasks
+from cellwright.apps.doctor import doctor
+from cellwright.apps.train import train
+from cellwright.apps.use import evaluate, predict
+from cellwright.errors import CellwrightError
+
+
+class _Commands(TyperGroup):
+    """Commands in whose errors a user sees one message and no traceback."""
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        return list(self.commands)
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except CellwrightError as error:
+            show.complain(str(error))
+            raise SystemExit(2) from None
+        except KeyboardInterrupt:
+            show.complain("interrupted")
+            raise SystemExit(130) from None
+
+
+app = typer.Typer(
+    cls=_Commands,
+    help="Recurrent cells, written as equations.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+for command in (train, evaluate, predict, cells, tasks, doctor):
+    app.command()(command)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        from cellwright import __version__
+
+        show.say(f"cellwright {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: bool = typer.Option(
+        False, "--version", callback=_version, is_eager=True, help="Show the version and exit."
+    ),
+) -> None:
+    pass
+
+
+def run() -> None:
+    """Run the command line: exit code 0, 2 for a user's mistake, 130 for Ctrl-C."""
+    app(prog_name="cellwright")
+
+
+if __name__ == "__main__":
+    run()

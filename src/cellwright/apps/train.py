@@ -1,0 +1,233 @@
+"""``cellwright train``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+from typer import Argument, Context, Option
+
+from cellwright.apps import show
+from cellwright.errors import UsageError
+from cellwright.train.settings import POOLINGS, Settings
+
+if TYPE_CHECKING:
+    from cellwright.tasks.runs import Run
+
+_DEFAULT = Settings()
+_SETTINGS = (
+    "cell", "hidden_size", "num_layers", "bidirectional", "pooling", "dropout", "epochs",
+    "batch_size", "learning_rate", "weight_decay", "noise", "offset", "crop", "validation",
+    "seed", "threads",
+)  # fmt: skip
+_MODEL, _TRAINING, _DATA, _RUN = "Model", "Training", "Data of your own", "Run"
+
+
+def _option(help: str, panel: str, default: str | bool = True, metavar: str | None = None) -> Any:
+    return Option(help=help, show_default=default, metavar=metavar, rich_help_panel=panel)
+
+
+def train(
+    context: Context,
+    source: Annotated[
+        str | None,
+        Argument(
+            metavar="TASK|FILE",
+            help="A task (see: cellwright tasks), or a .ts or long CSV file of your own.",
+            show_default=False,
+        ),
+    ] = None,
+    cell: Annotated[
+        str, _option("A cell's name, or path/to/file.py:cell.", _MODEL, metavar="CELL")
+    ] = _DEFAULT.cell,
+    hidden_size: Annotated[int, _option("Units of the states.", _MODEL)] = _DEFAULT.hidden_size,
+    num_layers: Annotated[
+        int, _option("Layers, one above the other.", _MODEL)
+    ] = _DEFAULT.num_layers,
+    bidirectional: Annotated[
+        bool, _option("Also run from the end.", _MODEL)
+    ] = _DEFAULT.bidirectional,
+    size: Annotated[
+        list[str] | None,
+        _option("Another size that the cell has, as projection=32.", _MODEL, metavar="NAME=N"),
+    ] = None,
+    pooling: Annotated[
+        str, _option(f"What of all steps is classified: {', '.join(POOLINGS)}.", _MODEL)
+    ] = _DEFAULT.pooling,
+    dropout: Annotated[
+        float, _option("Dropout between layers and before the head.", _MODEL)
+    ] = _DEFAULT.dropout,
+    epochs: Annotated[
+        int, _option("Times through the training series.", _TRAINING)
+    ] = _DEFAULT.epochs,
+    batch_size: Annotated[int, _option("Series in a batch.", _TRAINING)] = _DEFAULT.batch_size,
+    learning_rate: Annotated[
+        float, _option("The largest learning rate.", _TRAINING)
+    ] = _DEFAULT.learning_rate,
+    weight_decay: Annotated[
+        float, _option("Weight decay of AdamW.", _TRAINING)
+    ] = _DEFAULT.weight_decay,
+    noise: Annotated[
+        float | None,
+        _option("Noise on each standardised value.", _TRAINING, f"the task's, or {_DEFAULT.noise}"),
+    ] = None,
+    offset: Annotated[
+        float | None,
+        _option("Noise on a whole feature.", _TRAINING, f"the task's, or {_DEFAULT.offset}"),
+    ] = None,
+    crop: Annotated[
+        float | None,
+        _option("Largest share of steps cut off.", _TRAINING, f"the task's, or {_DEFAULT.crop}"),
+    ] = None,
+    validation: Annotated[
+        float, _option("Share of the training series to choose the best epoch by.", _TRAINING)
+    ] = _DEFAULT.validation,
+    seed: Annotated[int, _option("Of weights, order, noise and splits.", _RUN)] = _DEFAULT.seed,
+    threads: Annotated[int, _option("Threads of torch.", _RUN)] = _DEFAULT.threads,
+    output: Annotated[
+        Path | None, _option("The run's folder.", _RUN, "runs/TASK-DATE-TIME")
+    ] = None,
+    resume: Annotated[
+        bool, Option("--resume", help="Continue the run in --output.", rich_help_panel=_RUN)
+    ] = False,
+    overwrite: Annotated[
+        bool,
+        Option("--overwrite", help="Replace an earlier run in --output.", rich_help_panel=_RUN),
+    ] = False,
+    tensorboard: Annotated[
+        bool, Option("--tensorboard", help="Also log for TensorBoard.", rich_help_panel=_RUN)
+    ] = False,
+    test: Annotated[Path | None, _option("A file to test on.", _DATA)] = None,
+    test_share: Annotated[
+        float | None,
+        _option("Without --test: share of each label's series to test on.", _DATA, "0.2"),
+    ] = None,
+    series_column: Annotated[
+        str | None, _option("CSV: the series' column.", _DATA, "by its name")
+    ] = None,
+    time_column: Annotated[
+        str | None, _option("CSV: the time's column.", _DATA, "by its name")
+    ] = None,
+    label_column: Annotated[
+        str | None, _option("CSV: the label's column.", _DATA, "by its name")
+    ] = None,
+) -> None:
+    """Train a model on a task or on a file of your own."""
+    given = locals()
+    changes = {name: given[name] for name in _SETTINGS if _is_given(context, name)}
+    if size:
+        changes["sizes"] = parse_sizes(size)
+    if source is None and not resume:
+        raise UsageError(f"which task or file? {_known_tasks()}")
+    if resume and overwrite:
+        raise UsageError("--resume and --overwrite exclude each other")
+    if resume and output is None:
+        raise UsageError("--resume: say with --output which run to continue")
+    Settings(**changes)  # a wrong value is found before torch is loaded
+
+    from cellwright.tasks import runs
+    from cellwright.tasks.long_csv import Columns
+    from cellwright.tasks.sources import Source
+
+    columns = Columns(series_column, time_column, label_column)
+    parsed = None
+    if source is not None:
+        parsed = Source.parse(source, None if test is None else str(test), test_share, columns)
+    if resume and output is not None:
+        run = runs.reopen(output, parsed, changes, tensorboard=tensorboard)
+        if not isinstance(run, runs.Run):
+            from cellwright.train import folder
+
+            show.say("This run has ended; there is nothing to resume.")
+            _show_results(folder.read_metrics(run))
+            return
+    else:
+        assert parsed is not None
+        run = runs.prepare(parsed, changes, output, overwrite=overwrite, tensorboard=tensorboard)
+    _announce(run)
+    metrics = runs.execute(run, show.out)
+    _show_results(metrics)
+    _show_published(run)
+    show.say(f"\nResults are in {run.folder.path}")
+
+
+def _is_given(context: Context, name: str) -> bool:
+    """Whether the command line says it; a task may have another default than the one shown."""
+    source = context.get_parameter_source(name)
+    return source is not None and source.name != "DEFAULT"
+
+
+def parse_sizes(given: list[str]) -> dict[str, int]:
+    """``["projection=32"]`` as ``{"projection": 32}``.
+
+    Raises:
+        UsageError: something else was given.
+    """
+    sizes = {}
+    for each in given:
+        name, separator, number = each.partition("=")
+        if not separator or not name or not number.isascii() or not number.isdigit():
+            raise UsageError(f"--size: expected NAME=N, as projection=32, got {each!r}")
+        sizes[name.strip()] = int(number)
+    return sizes
+
+
+def _known_tasks() -> str:
+    from cellwright import tasks
+
+    return f"tasks are {', '.join(tasks.names())}; a file's name ends in .ts or .csv"
+
+
+def _announce(run: Run) -> None:
+    settings, source = run.settings, run.source
+    test = f"{len(run.data.test)} test series"
+    if source.task is None and source.test is None:
+        test += (
+            f" (a share of {source.test_share:g} of each label, drawn with seed {settings.seed})"
+        )
+    validation = "" if run.validation is None else f", {len(run.validation)} for validation"
+    show.say(
+        f"{source.name}: {len(run.train)} training series{validation}, {test}, "
+        f"{run.train.num_features} features, {len(run.train.classes)} labels"
+    )
+    if source.train is not None and source.test is None:
+        beside = _file_beside(Path(source.train))
+        if beside is not None:
+            show.say(f"{beside.name} lies beside it; --test {beside} would test on that")
+    directions = "both directions" if settings.bidirectional else "one direction"
+    layers = f"{settings.num_layers} layer{'s' if settings.num_layers > 1 else ''}"
+    show.say(
+        f"{settings.cell}: {settings.hidden_size} units, {layers}, {directions}; "
+        f"{settings.epochs} epochs, seed {settings.seed}; folder {run.folder.path}"
+    )
+
+
+def _file_beside(path: Path) -> Path | None:
+    """``X_TEST.ts`` beside ``X_TRAIN.ts``, if there is one."""
+    beside = path.with_name(path.name.replace("_TRAIN.", "_TEST."))
+    return beside if beside != path and beside.exists() else None
+
+
+def _show_results(metrics: dict[str, Any]) -> None:
+    metric = metrics["metric"]
+    rows = []
+    for part in ("train", "validation", "test"):
+        if f"{part}_loss" in metrics:
+            rows.append([
+                part,
+                str(metrics[f"{part}_series"]),
+                f"{metrics[f'{part}_{metric}']:.2%}",
+                f"{metrics[f'{part}_loss']:.4f}",
+            ])  # fmt: skip
+    show.say()
+    show.table({"": "left", "series": "right", metric: "right", "loss": "right"}, rows)
+    show.say(
+        f"\n{metrics['parameters']:,} parameters, epoch {metrics['epoch_of_weights']} of "
+        f"{metrics['epochs']}, {metrics['seconds']:.1f} s on the {metrics['engine']} engine"
+    )
+
+
+def _show_published(run: Run) -> None:
+    if run.source.published:
+        values = ", ".join(f"{each.method} {each.value:.1%}" for each in run.source.published)
+        show.say(f"Published: {values} ({run.source.published[0].source})")

@@ -1,0 +1,273 @@
+"""Whole runs: train and resume, from the data to the files of a folder."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+import cellwright as cw
+from cellwright import cells
+from cellwright.errors import CheckpointError, UsageError
+from cellwright.nn import explain
+from cellwright.tasks.sources import Source
+from cellwright.tasks.task import Data
+from cellwright.train import curves, folder, objectives
+from cellwright.train.batches import seed_everything
+from cellwright.train.fit import NO_TENSORBOARD, fit
+from cellwright.train.folder import RunFolder
+from cellwright.train.measure import Measured, measure, threads
+from cellwright.train.models import Description, save_model
+from cellwright.train.series import SeriesSet, split_stratified
+from cellwright.train.settings import Settings, option
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run that is prepared: its data read, its folder made, nothing trained yet.
+
+    Attributes:
+        source, settings: what was asked for.
+        data: all training and all test series.
+        train, validation: the parts of the training series; the second may be None.
+        folder: where the files go.
+        tensorboard: whether to log for TensorBoard.
+    """
+
+    source: Source
+    settings: Settings
+    data: Data
+    train: SeriesSet
+    validation: SeriesSet | None
+    folder: RunFolder
+    tensorboard: bool
+
+
+def prepare(
+    source: Source,
+    changes: Mapping[str, Any] | None = None,
+    output: str | os.PathLike[str] | None = None,
+    *,
+    overwrite: bool = False,
+    tensorboard: bool = False,
+) -> Run:
+    """Read the data, check all settings and make the folder of a new run.
+
+    Args:
+        source: the data.
+        changes: settings in which the run differs from the task's defaults.
+        output: the folder; None for one under ``runs``.
+        overwrite: whether an earlier run in that folder may be replaced.
+        tensorboard: also log for TensorBoard.
+
+    Raises:
+        CellwrightError: the data, a setting or the folder cannot be used. Nothing has been
+            written then.
+
+    Example:
+        >>> import tempfile
+        >>> run = prepare(Source.parse("japanese-vowels"), {"epochs": 1}, tempfile.mkdtemp())
+        >>> len(run.train), run.settings.cell
+        (270, 'lstm')
+    """
+    settings = Settings(**{**source.defaults, **(changes or {})})
+    settings = settings.replace(cell=absolute_cell(settings.cell))
+    data, source = source.load(settings.seed)
+    train, validation = _part(data, settings)
+    _check_sizes(settings)
+    # Built once before the folder is touched: what else is wrong with the cell is found here.
+    _describe(source, settings, train).build(cells.load(settings.cell))
+    if tensorboard:
+        _require_tensorboard()
+    made = folder.create(output, source.name, overwrite)
+    folder.write_config(made, {"cellwright": cw.__version__, **_config(source, settings)})
+    return Run(source, settings, data, train, validation, made, tensorboard)
+
+
+def reopen(
+    output: str | os.PathLike[str],
+    source: Source | None = None,
+    changes: Mapping[str, Any] | None = None,
+    *,
+    tensorboard: bool = False,
+) -> Run | RunFolder:
+    """A run that was begun and is to be continued; its folder alone if it has ended.
+
+    Args:
+        output: its folder.
+        source, changes: what the command line says again; it has to agree with the run.
+        tensorboard: also log for TensorBoard.
+
+    Raises:
+        CellwrightError: there is no such run, its files are damaged or its data has changed, or
+            what is said again differs from it.
+    """
+    found = folder.reopen(output)
+    ended = found.metrics.exists()
+    if ended:
+        found.finish()
+        found = RunFolder(found.path, found.path)
+    config = folder.read_config(found)
+    try:
+        recorded = Source.from_dict(config["data"])
+        settings = Settings.from_dict(config["settings"])
+    except (KeyError, TypeError, AttributeError, UsageError) as error:
+        raise CheckpointError(f"{found.config}: its content is damaged: {error}") from error
+    if source is not None:
+        _check_same(found.path, source, recorded)
+    for name, value in (changes or {}).items():
+        value = absolute_cell(value) if name == "cell" else value
+        before = getattr(settings, name)
+        if before != value:
+            raise UsageError(
+                f"{option(name)}: the run in {found.path} has {before!r}, and a resumed run "
+                f"cannot change it to {value!r}"
+            )
+    if ended:
+        return found
+    data, recorded = recorded.load(settings.seed)
+    train, validation = _part(data, settings)
+    if tensorboard:
+        _require_tensorboard()
+    return Run(recorded, settings, data, train, validation, found, tensorboard)
+
+
+def execute(run: Run, console: Console | None = None) -> dict[str, Any]:
+    """Train, test and write the results; returns what ``metrics.json`` says.
+
+    Args:
+        run: as `prepare` or `reopen` gave it.
+        console: where the progress goes; None for silence.
+
+    Raises:
+        CellwrightError: training diverged, or a file cannot be written.
+    """
+    with threads(run.settings.threads):
+        return _execute(run, console)
+
+
+def _execute(run: Run, console: Console | None) -> dict[str, Any]:
+    settings = run.settings
+    description = _describe(run.source, settings, run.train)
+    spec = cells.load(settings.cell)
+    objective = objectives.get(description.objective)
+    # An epoch's chance comes from the numbers 0, 1, ...; the weights take one beyond them.
+    seed_everything(settings.seed, settings.epochs)
+    model: Any = description.build(spec)
+    frames = torch.cat([torch.from_numpy(each) for each in run.train.values])
+    model.standardise.measure(frames)
+    explained = explain(model.recurrent, torch.zeros(2, 1, run.train.num_features))
+    fitted = fit(
+        model, objective, run.train, run.validation, description.classes, settings,
+        run.folder.work, description.as_dict(),
+        tensorboard=run.tensorboard, console=console,
+    )  # fmt: skip
+    parts = {"train": run.train, "validation": run.validation, "test": run.data.test}
+    metrics: dict[str, Any] = {
+        "task": run.source.name,
+        "cell": description.cell,
+        "seed": settings.seed,
+        "engine": explained.engine,
+        "metric": objective.metric_name,
+        "parameters": sum(each.numel() for each in model.parameters()),
+    }
+    for part, series in parts.items():
+        if series is not None:
+            found = measure(model, objective, series, description.classes)
+            metrics |= as_metrics(part, found, objective.metric_name)
+    metrics |= {
+        "epochs": settings.epochs,
+        "epoch_of_weights": fitted.epoch,
+        "threads": settings.threads,
+        "seconds": round(fitted.seconds, 3),
+    }
+    save_model(run.folder.model, model, description)
+    title = f"{run.source.name}: {description.cell}, {settings.hidden_size} units"
+    shown = {"loss": metrics["test_loss"]}
+    shown[objective.metric_name] = metrics[f"test_{objective.metric_name}"]
+    curves.draw(run.folder.curves, fitted.rows, objective.metric_name, title, shown)
+    folder.write_metrics(run.folder, metrics)
+    run.folder.finish()
+    return metrics
+
+
+def as_metrics(part: str, found: Measured, metric_name: str) -> dict[str, float | int]:
+    """Flat names for ``metrics.json``: ``test_accuracy``, ``test_loss``, ``test_series``."""
+    return {
+        f"{part}_{metric_name}": found.metric,
+        f"{part}_loss": found.loss,
+        f"{part}_series": found.count,
+    }
+
+
+def absolute_cell(reference: str) -> str:
+    """A reference to a cell that does not depend on the current folder."""
+    path, separator, name = reference.rpartition(".py")
+    if reference in cells.names() or not separator:
+        return reference
+    return f"{Path(path + separator).absolute()}{name}"
+
+
+def _check_sizes(settings: Settings) -> None:
+    """What the layer would say as well, but in the words of the command line."""
+    spec = cells.load(settings.cell)
+    for name in spec.size_names:
+        if name not in settings.sizes:
+            half = max(1, settings.hidden_size // 2)
+            raise UsageError(
+                f"--size: cell {spec.name} has a size {name!r}; give it, as --size {name}={half}"
+            )
+    for name in settings.sizes:
+        if name not in spec.size_names:
+            known = ", ".join(spec.size_names) or "no size beside input and hidden"
+            raise UsageError(f"--size: cell {spec.name} has no size {name!r}; it has {known}")
+
+
+def _part(data: Data, settings: Settings) -> tuple[SeriesSet, SeriesSet | None]:
+    if not settings.validation:
+        return data.train, None
+    return split_stratified(data.train, settings.validation, settings.seed, stream=3)
+
+
+def _describe(source: Source, settings: Settings, train: SeriesSet) -> Description:
+    spec = cells.load(settings.cell)
+    return Description(
+        task=source.name,
+        objective=source.objective,
+        settings=settings,
+        cell=spec.name,
+        equations=spec.equations(),
+        features=train.features,
+        classes=train.classes,
+        features_by_name=source.features_by_name,
+    )
+
+
+def _config(source: Source, settings: Settings) -> dict[str, Any]:
+    return {"data": source.as_dict(), "settings": settings.as_dict()}
+
+
+def _check_same(path: Path, now: Source, recorded: Source) -> None:
+    """Compare what is said again with the record; what is not said again is not compared."""
+    unsaid = Source(task=now.task, train=now.train)
+    for name in ("task", "train", "test", "test_share", "columns"):
+        said, before = getattr(now, name), getattr(recorded, name)
+        if said != before and (name in ("task", "train") or said != getattr(unsaid, name)):
+            raise UsageError(
+                f"the run in {path} is on {recorded.task or recorded.train}; its data and their "
+                "split cannot change: leave them out to resume it"
+            )
+
+
+def _require_tensorboard() -> None:
+    from importlib.util import find_spec
+
+    if find_spec("tensorboard") is None:
+        raise UsageError(NO_TENSORBOARD)

@@ -1,0 +1,123 @@
+"""What a finished run is for: to be measured again, and to classify new series."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from cellwright.errors import CheckpointError
+from cellwright.tasks.long_csv import Columns
+from cellwright.tasks.sources import Source, conform_features, read_series
+from cellwright.train import folder, objectives
+from cellwright.train.folder import RunFolder
+from cellwright.train.measure import Measured, measure, outputs, threads
+from cellwright.train.models import Description, load_model
+from cellwright.train.series import SeriesSet
+
+
+def evaluate(
+    run: str | os.PathLike[str],
+    data: str | os.PathLike[str] | None = None,
+    cell: str | None = None,
+) -> tuple[Measured, Description, str]:
+    """Measure a run's model on its own test series, or on a file.
+
+    Args:
+        run: the run's folder.
+        data: a labelled file of the same form; None for the run's own test series.
+        cell: where the cell is, if its file has moved.
+
+    Returns:
+        What was measured, what the model is, and what it was measured on.
+
+    Raises:
+        CellwrightError: the run or the file cannot be used, or a label is unseen in training.
+    """
+    model, description, found = _open(run, cell)
+    config = folder.read_config(found)
+    if data is None:
+        source = _source_of(found, config)
+        series = source.load(description.settings.seed)[0].test
+        name = f"the test series of {source.name}"
+    else:
+        series, name = _read_like(Path(data), description, config), str(data)
+    objective = objectives.get(description.objective)
+    with threads(description.settings.threads):
+        return measure(model, objective, series, description.classes), description, name
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What a model says to one series.
+
+    Attributes:
+        series: the series' name.
+        predicted: the likeliest class.
+        probability: of it.
+        label: the series' own label, or None.
+    """
+
+    series: str
+    predicted: str
+    probability: float
+    label: str | None
+
+
+def predict(
+    run: str | os.PathLike[str], data: str | os.PathLike[str], cell: str | None = None
+) -> list[Prediction]:
+    """Classify the series of a file with a run's model.
+
+    Args:
+        run: the run's folder.
+        data: a file of the same form as in training; labels are not needed.
+        cell: where the cell is, if its file has moved.
+
+    Raises:
+        CellwrightError: the run or the file cannot be used.
+    """
+    model, description, found = _open(run, cell)
+    series = _read_like(Path(data), description, folder.read_config(found))
+    with threads(description.settings.threads):
+        probabilities = outputs(model, series).softmax(-1)
+    best = probabilities.max(-1)
+    return [
+        Prediction(name, description.classes[index], value, label)
+        for name, index, value, label in zip(
+            series.names,
+            best.indices.tolist(),
+            best.values.tolist(),
+            series.labels or [None] * len(series),
+            strict=True,
+        )
+    ]
+
+
+def _source_of(found: RunFolder, config: Mapping[str, Any]) -> Source:
+    try:
+        return Source.from_dict(config["data"])
+    except (KeyError, TypeError, AttributeError) as error:
+        raise CheckpointError(f"{found.config}: its content is damaged: {error!r}") from error
+
+
+def _open(run: str | os.PathLike[str], cell: str | None) -> tuple[Any, Description, RunFolder]:
+    found = folder.finished(run)
+    model, description = load_model(found.model, cell)
+    config = folder.read_config(found)
+    named = config.get("settings", {}).get("cell")
+    if named != description.settings.cell:
+        raise CheckpointError(
+            f"{found.model}: these are weights of the cell {description.settings.cell}, and "
+            f"{found.config} names {named}"
+        )
+    return model, description, found
+
+
+def _read_like(path: Path, description: Description, config: Mapping[str, Any]) -> SeriesSet:
+    """A file read as the training file was, with the features that the model takes."""
+    columns = Columns(**config.get("data", {}).get("columns", {}))
+    series = read_series(path, columns)
+    return conform_features(series, description.features, description.features_by_name)

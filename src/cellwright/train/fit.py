@@ -1,0 +1,162 @@
+"""Training a model on series, by Lightning."""
+
+from __future__ import annotations
+
+import logging
+import signal
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lightning.fabric.plugins.environments.lightning import LightningEnvironment
+from lightning.pytorch import Trainer
+from lightning.pytorch.loggers import Logger, TensorBoardLogger
+from rich.console import Console
+from torch import nn
+
+from cellwright.errors import UsageError
+from cellwright.train import storage
+from cellwright.train.batches import Batches
+from cellwright.train.callbacks import Bar, Journal, Keeper, Row
+from cellwright.train.module import KIND, SafetensorsIO, TrainingModule
+from cellwright.train.objectives import Objective
+from cellwright.train.series import SeriesSet
+from cellwright.train.settings import Settings
+
+NO_TENSORBOARD = (
+    "--tensorboard: TensorBoard is not installed; "
+    "install it with: pip install 'cellwright[tensorboard]'"
+)
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """How training went.
+
+    Attributes:
+        rows: numbers of each epoch, as in ``log.csv``.
+        epoch: the epoch whose weights the model has.
+        seconds: time in training, over all its parts if it was resumed.
+    """
+
+    rows: list[Row]
+    epoch: int
+    seconds: float
+
+
+def fit(
+    model: nn.Module,
+    objective: Objective,
+    train: SeriesSet,
+    validation: SeriesSet | None,
+    classes: Sequence[str],
+    settings: Settings,
+    folder: Path,
+    identity: dict[str, Any],
+    *,
+    tensorboard: bool = False,
+    console: Console | None = None,
+) -> Fitted:
+    """Train a model in place, writing the log and the checkpoints into a folder.
+
+    With validation series, the model ends with the weights of the epoch with the lowest
+    validation loss; without, with those of the last epoch. If the folder has a checkpoint,
+    training goes on from it, and ends with the same bits as if it had not been interrupted.
+
+    Args:
+        model: takes (x, lengths), gives what the objective takes.
+        objective: loss and metric.
+        train, validation: series with labels.
+        classes: the labels, in the order in which the model numbers them.
+        settings: of the training.
+        folder: for ``log.csv`` and ``checkpoints/``.
+        identity: plain values that a checkpoint must agree with.
+        tensorboard: also log for TensorBoard.
+        console: where the progress bar goes; None for no bar.
+
+    Raises:
+        CheckpointError: the folder's checkpoint cannot be used.
+        DataError: a label of the series is not among the classes.
+        UsageError: training diverged, TensorBoard is not installed, or a file cannot be written.
+    """
+    batches = Batches(train, classes, settings.batch_size, settings.seed)
+    loaders = None if validation is None else Batches(validation, classes, 256)
+    module = TrainingModule(model, objective, settings, batches, identity)
+    journal = Journal(folder / "log.csv")
+    monitor = "train_loss" if validation is None else "validation_loss"
+    keeper = Keeper(folder / "checkpoints", monitor)
+    bar = [Bar(console, objective.metric_name)] if console is not None else []
+    loggers: list[Logger] = [_tensorboard(folder)] if tensorboard else []
+    with _quiet():
+        trainer = Trainer(
+            accelerator="cpu",
+            devices=1,
+            max_epochs=settings.epochs,
+            gradient_clip_val=settings.gradient_clip,
+            logger=loggers or False,
+            callbacks=[journal, *bar, keeper],
+            enable_progress_bar=bool(bar),
+            enable_checkpointing=True,
+            enable_model_summary=False,
+            num_sanity_val_steps=0,
+            log_every_n_steps=1,
+            use_distributed_sampler=False,
+            default_root_dir=folder,
+            plugins=[LightningEnvironment(), SafetensorsIO()],
+        )
+        resume = keeper.last if keeper.last.exists() else None
+        _run(trainer, module, batches, loaders, resume)
+    chosen = settings.epochs
+    if validation is not None:
+        state = storage.load(keeper.best, KIND)["state_dict"]
+        module.load_state_dict(state)
+        chosen = keeper.best_epoch
+    model.eval()
+    return Fitted(journal.rows, chosen, sum(row["seconds"] for row in journal.rows))
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep Lightning's advice and announcements to itself; errors still come through."""
+    loggers = [logging.getLogger(name) for name in ("lightning.pytorch", "lightning.fabric")]
+    before = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", category=UserWarning, module=r"lightning\.")
+            warnings.filterwarnings("ignore", "GPU available but not used", UserWarning)
+            warnings.filterwarnings("ignore", category=FutureWarning, module=r"lightning\.")
+            yield
+    finally:
+        for logger, level in zip(loggers, before, strict=True):
+            logger.setLevel(level)
+
+
+def _tensorboard(folder: Path) -> Logger:
+    try:
+        return TensorBoardLogger(folder, name="tensorboard", version="")
+    except ModuleNotFoundError:
+        raise UsageError(NO_TENSORBOARD) from None
+
+
+def _run(
+    trainer: Trainer,
+    module: TrainingModule,
+    batches: Batches,
+    validation: Batches | None,
+    resume: Path | None,
+) -> None:
+    """`Trainer.fit`, with Ctrl-C as the KeyboardInterrupt that it is."""
+    handler = signal.getsignal(signal.SIGINT)
+    try:
+        trainer.fit(module, batches, validation, ckpt_path=resume)
+    except SystemExit:
+        # Lightning turns Ctrl-C into exit code 1, and ignores it from then on.
+        if trainer.interrupted:
+            signal.signal(signal.SIGINT, handler)
+            raise KeyboardInterrupt from None
+        raise
