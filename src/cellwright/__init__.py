@@ -19,7 +19,7 @@ from cellwright.errors import (
 )
 from cellwright.lang import (
     CellSpec,
-    abs,  # noqa: A004 - the field's name for it
+    abs,
     cell,
     exp,
     layer_norm,

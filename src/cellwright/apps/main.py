@@ -8,6 +8,7 @@ import typer
 from typer.core import TyperGroup
 
 from cellwright.apps import show
+from cellwright.apps.bench import bench
 from cellwright.apps.catalogue import cells, tasks
 from cellwright.apps.doctor import doctor
 from cellwright.apps.train import train
@@ -40,7 +41,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for command in (train, evaluate, predict, cells, tasks, doctor):
+for command in (train, evaluate, predict, cells, tasks, bench, doctor):
     app.command()(command)
 
 

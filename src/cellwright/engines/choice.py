@@ -15,7 +15,10 @@ from cellwright.engines.signature import Signature
 from cellwright.errors import EngineError, UsageError
 
 # In the order of preference; modules are imported when first considered.
-_ENGINES = {"reference": ("cellwright.engines.reference", "ReferenceEngine")}
+_ENGINES = {
+    "cpu": ("cellwright.engines.cpu", "CpuEngine"),
+    "reference": ("cellwright.engines.reference", "ReferenceEngine"),
+}
 _loaded: dict[str, Engine] = {}
 _wanted: ContextVar[str | None] = ContextVar("cellwright_engine", default=None)
 
@@ -48,7 +51,7 @@ def engine(name: str) -> Iterator[None]:
     """Let one engine run every recurrence inside the ``with`` block.
 
     Args:
-        name: "reference".
+        name: "cpu" or "reference".
 
     Raises:
         UsageError: if there is no such engine.
@@ -80,7 +83,6 @@ def choose(signature: Signature, device: torch.device, dtype: torch.dtype) -> Ch
     for name in _ENGINES:
         objection = get(name).objection(signature, device, dtype)
         if objection is None:
-            reason = "; ".join(objections) or "it runs every cell, device and dtype"
-            return Choice(get(name), reason)
+            return Choice(get(name), "; ".join([get(name).purpose, *objections]))
         objections.append(f"not {name}: {objection}")
     raise EngineError(f"no engine can run cell {signature.spec.name}: {'; '.join(objections)}")

@@ -8,17 +8,17 @@ derivatives, and everything under ``torch.func``, go through plain torch operati
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from cellwright.engines import choice
+from cellwright.engines import choice, direct
 from cellwright.engines.protocol import Call, Cotangents, Engine, Result
 from cellwright.engines.reference import differentiable
 from cellwright.engines.signature import parse
+from cellwright.engines.tensors import own_precision, separate, split
 from cellwright.ir import Node
 
 AT_RUN_TIME = ""
@@ -29,29 +29,6 @@ def _engine(call: Call, name: str) -> Engine:
     if name != AT_RUN_TIME:
         return choice.get(name)
     return choice.choose(call.signature, call.x.device, call.x.dtype).engine
-
-
-def _own_precision(x: Tensor) -> AbstractContextManager[Any]:
-    """Switches autocast off: it would compute parts of a recurrence in another dtype than x's."""
-    kind = x.device.type
-    if torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind):
-        return torch.autocast(kind, enabled=False)
-    return nullcontext()
-
-
-def _separate(outputs: Iterable[Tensor], inputs: Iterable[Tensor]) -> list[Tensor]:
-    """Outputs in memory of their own, contiguous, as an operator of torch has to return them.
-
-    Nor may one be a view: a user could not change it in place.
-    """
-    taken = {each.untyped_storage().data_ptr() for each in inputs}
-    separate = []
-    for each in outputs:
-        if each._is_view() or each.untyped_storage().data_ptr() in taken:
-            each = each.clone(memory_format=torch.contiguous_format)
-        separate.append(each.contiguous())
-        taken.add(separate[-1].untyped_storage().data_ptr())
-    return separate
 
 
 @torch.library.custom_op("cellwright::recurrence", mutates_args=())
@@ -66,10 +43,10 @@ def _recurrence(
     engine: str,
 ) -> list[Tensor]:
     call = Call(parse(signature), x, states, weights, streams, reverse)
-    with _own_precision(x):
+    with own_precision(x):
         result = _engine(call, engine).forward(call, keep=keep)
     outputs = [result.output, *result.states, *result.trace, *result.kept]
-    return _separate(outputs, [x, *states, *weights, *streams])
+    return separate(outputs, [x, *states, *weights, *streams])
 
 
 @_recurrence.register_fake
@@ -110,11 +87,11 @@ def _recurrence_backward(
 ) -> list[Tensor]:
     call = Call(parse(signature), x, states, weights, streams, reverse)
     cotangents = Cotangents(d_output, d_states, d_trace)
-    with _own_precision(x):
+    with own_precision(x):
         found = _engine(call, engine).backward(call, kept, cotangents, need_x=need_x)
     d_x = x.new_empty(0) if found.x is None else found.x
     inputs = [d_output, *d_states, *d_trace, x, *states, *weights, *streams, *kept]
-    return _separate([d_x, *found.states, *found.weights], inputs)
+    return separate([d_x, *found.states, *found.weights], inputs)
 
 
 @_recurrence_backward.register_fake
@@ -136,18 +113,9 @@ def _remember_forward(ctx: Any, inputs: tuple[Any, ...], output: list[Tensor]) -
     ctx.like = [(each.shape, each.dtype, each.device) for each in output[:results]]
 
 
-def _split(tensors: Sequence[Tensor], counts: Sequence[int]) -> list[list[Tensor]]:
-    """``tensors`` in parts of these lengths."""
-    parts, start = [], 0
-    for count in counts:
-        parts.append(list(tensors[start : start + count]))
-        start += count
-    return parts
-
-
 def _differentiate_forward(ctx: Any, gradients: list[Tensor | None]) -> tuple[Any, ...]:
     x, *rest = ctx.saved_tensors
-    states, weights, streams, kept = _split(rest, ctx.counts)
+    states, weights, streams, kept = split(rest, ctx.counts)
     given = [
         torch.zeros(shape, dtype=dtype, device=device) if gradient is None else gradient
         for gradient, (shape, dtype, device) in zip(gradients[: ctx.results], ctx.like, strict=True)
@@ -158,7 +126,7 @@ def _differentiate_forward(ctx: Any, gradients: list[Tensor | None]) -> tuple[An
         d_output, d_states, d_trace, x, states, weights, streams, kept,
         signature, reverse, ctx.need_x, engine,
     )  # fmt: skip
-    d_before, d_weights = _split(found, [len(states), len(weights)])
+    d_before, d_weights = split(found, [len(states), len(weights)])
     nothing = [None] * len(streams)
     return d_x if ctx.need_x else None, d_before, d_weights, nothing, None, None, None, None
 
@@ -180,7 +148,7 @@ def _differentiate_backward(ctx: Any, gradients: list[Tensor | None]) -> tuple[A
     All of it is recorded where autograd asks for it, so derivatives of any order follow.
     """
     further = torch.is_grad_enabled()
-    parts = _split(ctx.saved_tensors, ctx.counts)
+    parts = split(ctx.saved_tensors, ctx.counts)
     with torch.enable_grad():
         # Variables of their own: one may have been computed from another outside.
         given = [[_variable(each) for each in part] for part in parts[:6]]
@@ -203,7 +171,7 @@ def _differentiate_backward(ctx: Any, gradients: list[Tensor | None]) -> tuple[A
             [value for value, _ in pairs], flat, [gradient for _, gradient in pairs],
             create_graph=further, allow_unused=True,
         )  # fmt: skip
-    (d2_output,), d2_states, d2_trace, (d2_x,), d2_before, d2_weights = _split(
+    (d2_output,), d2_states, d2_trace, (d2_x,), d2_before, d2_weights = split(
         second, ctx.counts[:6]
     )
     streams, kept = [None] * ctx.counts[6], [None] * ctx.kept
@@ -223,24 +191,29 @@ _recurrence_backward.register_autograd(_differentiate_backward, setup_context=_r
 
 def _plain(call: Call) -> Result:
     """The recurrence in torch's own operations, in the dtype of its tensors."""
-    with _own_precision(call.x):
+    with own_precision(call.x):
         return differentiable(call)
 
 
 def run(call: Call) -> Result:
     """Carry out a recurrence so that torch can differentiate, compile and export it."""
-    if not torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active():
-        return _plain(call)
-    # Inside a compiled program the engine is chosen when it runs, not when it is traced.
     compiling = torch.compiler.is_compiling()
-    chosen = AT_RUN_TIME if compiling else _engine(call, AT_RUN_TIME).name
+    if not compiling and torch._C._are_functorch_transforms_active():
+        return _plain(call)
     tensors = (call.x, *call.states, *call.weights)
     keep = torch.is_grad_enabled() and any(each.requires_grad for each in tensors)
+    # Inside a compiled program the engine is chosen when it runs, not when it is traced.
+    chosen = AT_RUN_TIME
+    if not compiling:
+        engine = _engine(call, AT_RUN_TIME)
+        if direct.is_possible(call):
+            return direct.run(call, engine, keep=keep)
+        chosen = engine.name
     outputs = torch.ops.cellwright.recurrence(
         call.x, list(call.states), list(call.weights), list(call.streams),
         call.signature.text, call.reverse, keep, chosen,
     )  # fmt: skip
     states = len(call.states)
     trace = len(call.signature.plan.forward.trace)
-    (output,), after, traced = _split(outputs, [1, states, trace])
+    (output,), after, traced = split(outputs, [1, states, trace])
     return Result(output, after, traced, [])

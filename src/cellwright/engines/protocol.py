@@ -76,9 +76,17 @@ class Gradients:
 
 
 class Engine(Protocol):
-    """Carries out plans."""
+    """Carries out plans.
+
+    Attributes:
+        name: by which it is asked for.
+        purpose: what it does, for people who ask why it was chosen.
+        fresh: nothing that it returns shares memory with another result or with the call.
+    """
 
     name: str
+    purpose: str
+    fresh: bool
 
     def objection(
         self, signature: Signature, device: torch.device, dtype: torch.dtype

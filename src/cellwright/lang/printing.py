@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Container, Iterable, Mapping
 from typing import TYPE_CHECKING
 
-from cellwright.ir import TABLE, Node
+from cellwright.ir import TABLE, Node, topological
 
 if TYPE_CHECKING:
     from cellwright.lang.spec import CellSpec
@@ -17,6 +18,7 @@ _GREEK = {
 }  # fmt: skip
 _SUM, _PRODUCT, _PREFIX, _ATOM = 2, 3, 4, 5
 _STRICT = {"sub", "div", "mul", "matvec", "matvec_transposed"}
+_LONG = 3  # operators, from which a shared value gets a line of its own
 Leaf = Callable[[Node], str]
 
 
@@ -133,8 +135,38 @@ def _lines(
             continue  # x[t] is the input and h[t] the state, so this is written out in its users
         written[value] = write(left)
         rows.append((written[value], value))
-    result = [(left, expression(value, written, leaf, style)) for left, value in rows]
-    for name, value in spec.next.items():
-        if written.get(value) != write(name):
-            result.append((write(name), expression(value, written, leaf, style, inside=True)))
+    rows += [
+        (write(name), value)
+        for name, value in spec.next.items()
+        if written.get(value) != write(name)
+    ]
+    result: list[tuple[str, str]] = []
+    shared = _shared([value for _, value in rows], set(written))
+    taken = {name for name, _ in spec.names} | set(spec.next) | {"x"}
+    for left, value in rows:
+        for each in topological([value]):
+            if each in shared and each not in written:
+                name = next(f"s{n}" for n in itertools.count(1) if f"s{n}" not in taken)
+                taken.add(name)
+                written[each] = write(name)
+                result.append((written[each], expression(each, written, leaf, style)))
+        inside = value in written and written[value] != left
+        result.append((left, expression(value, written, leaf, style, inside=inside)))
     return result
+
+
+def _shared(roots: Iterable[Node], named: Container[Node]) -> set[Node]:
+    """Values without a name that are used more than once and too long to write out each time."""
+    order = topological(roots)
+    uses: dict[Node, int] = {}
+    length: dict[Node, int] = {}
+    found = set()
+    for each in order:
+        for source in each.inputs:
+            uses[source] = uses.get(source, 0) + 1
+    for each in order:
+        inner = (0 if i in named or i in found else length[i] for i in each.inputs)
+        length[each] = 0 if TABLE[each.op].kind == "leaf" else 1 + sum(inner)
+        if uses.get(each, 0) > 1 and each not in named and length[each] >= _LONG:
+            found.add(each)
+    return found

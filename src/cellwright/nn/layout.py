@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from cellwright.engines import Slice
+from cellwright.errors import InputError
 from cellwright.lang import ParameterSpec
 
 
@@ -34,6 +35,13 @@ def arrange(parameters: Sequence[ParameterSpec]) -> tuple[Stored, ...]:
             stored.append(Stored(group, tuple(members)))
         else:
             stored += [Stored(f"{each.group}_{each.member}", (each,)) for each in members]
+    for index, tensor in enumerate(stored):
+        for other in stored[:index]:
+            if other.name == tensor.name:
+                raise InputError(
+                    f"the parameters {other.members[0].name} and {tensor.members[0].name} would "
+                    f"both be stored as {tensor.name}; rename one of them in the cell"
+                )
     return tuple(stored)
 
 

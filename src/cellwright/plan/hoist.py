@@ -116,7 +116,9 @@ def hoist(roots: Iterable[Node], parameters: Sequence[str] = ()) -> Hoisted:
         region[each] = Region.ONCE
     whole = _boundary(roots, region, Region.INPUT)
     pushed = _push_down(whole, region)
-    chosen = sorted(pushed if len(pushed) <= len(whole) else whole, key=position)
+    # What is hoisted are numbers: a comparison stays in the loop, what it compares is hoisted.
+    compared = any(each.vector.boolean for each in whole)
+    chosen = sorted(pushed if compared or len(pushed) <= len(whole) else whole, key=position)
     inputs = {f"input.{index}": each for index, each in enumerate(chosen)}
     roots = substitute(
         roots, {each: leaf("value", name, each.vector) for name, each in inputs.items()}

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 
+from cellwright.errors import InputError
 from cellwright.ir import (
     INPUT,
     ONE,
@@ -115,6 +116,16 @@ def layer_parameters(spec: CellSpec, options: StepOptions) -> tuple[ParameterSpe
     """The weights of one layer: the cell's own, with heads, and those that options add."""
     own = []
     gains = []
+    groups = {parameter.group for parameter in spec.parameters}
+    added = {"initial"} if options.learn_initial_state else set()
+    if options.layer_norm:
+        added |= {gain_group(group) for group in groups}
+    for group in sorted(groups & added):
+        option = "learn_initial_state" if group == "initial" else "layer_norm"
+        raise InputError(
+            f"{option}: it adds parameters called {group}, and cell {spec.name} has a group of "
+            f"that name; rename the cell's"
+        )
     for parameter in spec.parameters:
         kind = parameter.type
         if isinstance(kind, Matrix):

@@ -24,8 +24,11 @@ from cellwright.engines.cpu.functions import OPERATIONS
 from cellwright.engines.cpu.ops import I8, I32, I64, POINTER, Emitter, Lanes, Value
 from cellwright.engines.cpu.product import ROW_BLOCKS, call_by_rows, declare_pair
 from cellwright.engines.cpu.targets import Group, Target, find_targets, group
-from cellwright.ir import ONE, Node, topological
+from cellwright.ir import ONE, Node
 from cellwright.plan import Stage
+
+NUMBERS = ("steps", "rows", "reverse", "ring", "barrier")
+"""Arguments of every program: extents and switches of its loop."""
 
 TILE_ROWS = 48
 SUM_ROWS = 64
@@ -75,7 +78,7 @@ class _Body:
     def __init__(self, program: Program, lanes: Lanes):
         self.program = program
         self.lanes = lanes
-        for name in ("steps", "rows", "reverse", "ring", "barrier"):
+        for name in NUMBERS:
             program.slot(name)
         self._plan_temporaries()
         self.uses: dict[Node, int] = {}
@@ -85,9 +88,7 @@ class _Body:
                     self.uses[source] = self.uses.get(source, 0) + 1
         self.module = ir.Module("cellwright")
         arguments = [POINTER, I64, I64, I64, I64]
-        self.function = ir.Function(
-            self.module, ir.FunctionType(ir.VoidType(), arguments), ENTRY
-        )
+        self.function = ir.Function(self.module, ir.FunctionType(ir.VoidType(), arguments), ENTRY)
         self.e = Emitter(
             self.module, ir.IRBuilder(self.function.append_basic_block("entry")), lanes
         )
@@ -106,7 +107,8 @@ class _Body:
                 scalar = each.size == ONE
                 stride = 1 if scalar else -(-size // self.lanes.count) * self.lanes.count
                 program.temporaries[name] = stride
-                array = Array(name, Kind.ROW if scalar else Kind.ROWS, stride=stride)
+                kind = Kind.ROW if scalar else Kind.ROWS
+                array = Array(name, kind, stride=stride, boolean=each.vector.boolean)
                 program.stores[each] = [array]
 
     # Arguments -----------------------------------------------------------------------------
@@ -280,10 +282,20 @@ class _Body:
             for each in roots:
                 value = e.b.extract_element(evaluation.value(each), ir.Constant(I32, 0))
                 for array in self.program.stores[each]:
-                    e.store(value, e.at(self._base(array), self._row_offset(array, row)))
+                    offset = self._row_offset(array, row)
+                    if array.boolean:
+                        address = e.b.gep(self._base(array), [offset], source_etype=I8)
+                        e.b.store(e.b.zext(value, I8), address, align=1)
+                    else:
+                        e.store(value, e.at(self._base(array), offset))
 
     def _blocks(
-        self, index: int, size: str, members: list[tuple[int, Group]], roots: list[Node], here: Sources
+        self,
+        index: int,
+        size: str,
+        members: list[tuple[int, Group]],
+        roots: list[Node],
+        here: Sources,
     ) -> None:
         """Blocks of units: products into tiles, then the equations on them."""
         e, b, lanes = self.e, self.e.b, self.lanes
@@ -296,7 +308,10 @@ class _Body:
         end = b.sdiv(b.mul(following, e.i64(count)), self.shares)
         alone = b.icmp_signed("==", b.sub(self.row_to, self.row_from), e.i64(1))
         stride = b.select(alone, e.i64(2), e.i64(1)) if members else e.i64(1)
-        with e.loop(first, end, stride) as block, e.loop(self.row_from, self.row_to, TILE_ROWS) as row:
+        with (
+            e.loop(first, end, stride) as block,
+            e.loop(self.row_from, self.row_to, TILE_ROWS) as row,
+        ):
             left = b.sub(self.row_to, row)
             limit = e.i64(TILE_ROWS)
             rows = b.select(b.icmp_signed("<", left, limit), left, limit)

@@ -202,4 +202,3 @@ OPERATIONS: Mapping[str, Callable[..., Value]] = {
     "expand": lambda e, a: a,
 }
 """What each pointwise operator of the table is in LLVM's instructions."""
-

@@ -12,7 +12,7 @@ from cellwright.engines.cpu import product, threads
 from cellwright.engines.cpu.arrays import Array, Sources
 from cellwright.engines.cpu.body import Program, emit, emit_sums
 from cellwright.engines.cpu.programs import Backward, Forward, Outers, backward, can_fuse, forward
-from cellwright.engines.cpu.runtime import Compiled
+from cellwright.engines.cpu.runtime import Compiled, Weight
 from cellwright.engines.signature import Signature, parse
 from cellwright.ir import INPUT, Matrix, Node
 
@@ -37,13 +37,14 @@ class Job:
     """One product over all rows and steps, for a matrix's gradient or for several that adjoin.
 
     Attributes:
-        tensor, row: where the gradient begins.
+        tensor, row, columns: where the gradient begins, and elements of its rows.
         m, n: its rows and columns.
         delta, operand: where the factors lie.
     """
 
     tensor: int
     row: int
+    columns: int
     m: int
     n: int
     delta: Array
@@ -72,7 +73,23 @@ class Kernels:
     def _compile(self, program: Program | None) -> Compiled | None:
         if program is None:
             return None
-        return Compiled(program, emit(program, self.double), self.double)
+        return self._compiled(program, emit(program, self.double))
+
+    def _compiled(self, program: Program, text: str) -> Compiled:
+        return Compiled(program, text, self.double, self.weights)
+
+    @cached_property
+    def weights(self) -> dict[str, Weight]:
+        """Where each parameter lies among a call's weights."""
+        sizes = self.signature.size
+        columns = {}
+        for each in self.signature.plan.parameters:
+            _, *rest = each.shape(sizes)
+            columns[each.name] = rest[0] if rest else 1
+        return {
+            each.parameter: Weight(each.tensor, each.start, columns[each.parameter])
+            for each in self.signature.slices
+        }
 
     @cached_property
     def fusible(self) -> bool:
@@ -95,7 +112,7 @@ class Kernels:
             programs = forward(self.signature, keep=keep, fuse=fuse)
             return programs, self._compile(programs.inputs), self._compile(programs.loop)
 
-        return self._keep(("forward", keep, fuse), make)  # type: ignore[no-any-return]
+        return self._keep(("forward", keep, fuse), make)
 
     def backward(self, need_x: bool) -> tuple[Backward, Compiled | None, Compiled]:
         """The backward programs: what they are, inputs, loop."""
@@ -104,7 +121,7 @@ class Kernels:
             programs = backward(self.signature, need_x=need_x)
             return programs, self._compile(programs.inputs), self._compile(programs.loop)
 
-        return self._keep(("backward", need_x), make)  # type: ignore[no-any-return]
+        return self._keep(("backward", need_x), make)
 
     def sums(self, need_x: bool, which: str) -> list[Sum]:
         """The sums behind the "loop", or behind the "inputs"."""
@@ -114,7 +131,7 @@ class Kernels:
             found = programs.loop_sums if which == "loop" else programs.input_sums
             return self._sums(found)
 
-        return self._keep(("sums", need_x, which), make)  # type: ignore[no-any-return]
+        return self._keep(("sums", need_x, which), make)
 
     def _sums(self, found: Mapping[str, tuple[Node, Sources]]) -> list[Sum]:
         by_size: dict[str, dict[str, tuple[Node, Sources]]] = {}
@@ -122,18 +139,36 @@ class Kernels:
             by_size.setdefault(node.size, {})[name] = (node, sources)
         made = []
         for size, members in by_size.items():
-            sources: Sources = {}
+            places: Sources = {}
             results: dict[Node, list[str]] = {}
             for name, (node, each) in members.items():
-                sources |= each
+                places |= each
                 results.setdefault(node, []).append(name)
-            program = Program([], self.signature.size, sources, {})
+            program = Program([], self.signature.size, places, {})
             slots = {node: f"sum.{names[0]}" for node, names in results.items()}
             text = emit_sums(program, slots, size, self.double)
-            names = {slots[node]: members for node, members in results.items()}
-            compiled = Compiled(program, text, self.double)
-            made.append(Sum(compiled, names, self.signature.size[size]))
+            names = {slots[node]: every for node, every in results.items()}
+            found_at = self._compiled(program, text)
+            made.append(Sum(found_at, names, self.signature.size[size]))
         return made
+
+    def direct_sums(self, need_x: bool) -> set[str]:
+        """Slots of sums that are one parameter's whole gradient and can be written in place."""
+
+        def make() -> Any:
+            every = [*self.sums(need_x, "loop"), *self.sums(need_x, "inputs")]
+            names = [name for each in every for found in each.results.values() for name in found]
+            own = {p.name for p in self.signature.plan.parameters} - set(
+                self.signature.plan.backward.once.vectors
+            )
+            return {
+                slot
+                for each in every
+                for slot, found in each.results.items()
+                if len(found) == 1 and names.count(found[0]) == 1 and found[0] in own
+            }
+
+        return self._keep(("direct", need_x), make)
 
     def jobs(self, need_x: bool) -> list[Job]:
         """The products for the matrices' gradients, neighbours joined."""
@@ -142,7 +177,7 @@ class Kernels:
             programs = self.backward(need_x)[0]
             return self._jobs([*programs.loop_outers, *programs.input_outers])
 
-        return self._keep(("jobs", need_x), make)  # type: ignore[no-any-return]
+        return self._keep(("jobs", need_x), make)
 
     def _jobs(self, outers: Outers) -> list[Job]:
         sizes = self.signature.size
@@ -155,7 +190,7 @@ class Kernels:
             m, n = sizes[kind.rows] // kind.blocks, sizes[kind.columns] // kind.blocks
             for block in range(kind.blocks):
                 jobs.append(
-                    Job(place.tensor, place.start + block * m, m, n,
+                    Job(place.tensor, place.start + block * m, n, m, n,
                         delta.moved(block * m), operand.moved(block * n))
                 )  # fmt: skip
         jobs.sort(key=lambda job: (job.tensor, job.operand.slot, job.operand.offset, job.row))
@@ -164,7 +199,13 @@ class Kernels:
             last = joined[-1] if joined else None
             if last is not None and _adjoin(last, job):
                 joined[-1] = Job(
-                    last.tensor, last.row, last.m + job.m, last.n, last.delta, last.operand
+                    last.tensor,
+                    last.row,
+                    last.columns,
+                    last.m + job.m,
+                    last.n,
+                    last.delta,
+                    last.operand,
                 )
             else:
                 joined.append(job)

@@ -110,7 +110,9 @@ class Emitter:
         """Load bytes in the lanes of ``mask``; zero elsewhere."""
         kind = ir.VectorType(I8, self.lanes.count)
         zero = ir.Constant(kind, [0] * self.lanes.count)
-        return self._masked(f"llvm.masked.load.v{self.lanes.count}i8.p0", kind, [address, mask, zero], 1)
+        return self._masked(
+            f"llvm.masked.load.v{self.lanes.count}i8.p0", kind, [address, mask, zero], 1
+        )
 
     def masked_store(self, value: Value, address: Value, mask: Value) -> None:
         """Store the lanes of ``mask``."""

@@ -77,7 +77,14 @@ def plan_copies(
 
 
 def _copy(
-    each: Node, units: int, width: int, begin: int, step: int, block_stride: int, row: int, blocks: int
+    each: Node,
+    units: int,
+    width: int,
+    begin: int,
+    step: int,
+    block_stride: int,
+    row: int,
+    blocks: int,
 ) -> Copy:
     parameter = each.inputs[0]
     return Copy(
@@ -86,11 +93,10 @@ def _copy(
     )  # fmt: skip
 
 
-def dense(weight: Tensor, kind: Matrix) -> Tensor:
-    """A block-diagonal matrix with its zeros."""
-    if kind.blocks == 1:
-        return weight
-    return torch.block_diag(*weight.chunk(kind.blocks))
+def dense(weight: Tensor, start: int, copy: Copy) -> Tensor:
+    """The block-diagonal matrix that begins at a row of ``weight``, with its zeros."""
+    rows = copy.depth if copy.transposed else copy.units
+    return torch.block_diag(*weight[start : start + rows].chunk(copy.matrix.blocks))
 
 
 def emit_pack(double: bool) -> str:

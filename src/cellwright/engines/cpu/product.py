@@ -45,6 +45,9 @@ def declare_micro(module: ir.Module, rows: int, vectors: int, double: bool) -> i
     return found
 
 
+Operands = Iterator[tuple[int, Value, list[Value]]]
+"""Row of the tile, the factor for it, and the vectors that it multiplies."""
+
 PAIR_ARGUMENTS = (I64, POINTER, POINTER, POINTER, POINTER, I64, I32)
 """K, A, first B, second B, C, C's row stride, accumulate."""
 
@@ -69,7 +72,7 @@ def _emit_micro(module: ir.Module, rows: int, vectors: int, lanes: Lanes) -> Non
     e = Emitter(module, ir.IRBuilder(function.append_basic_block("entry")), lanes)
     b = e.b
 
-    def operands(k: Value) -> Iterator[tuple[int, Value, list[Value]]]:
+    def operands(k: Value) -> Operands:
         row, column = b.mul(k, b_k), b.mul(k, a_k)
         loaded = [e.load(e.at(b_base, b.add(row, e.i64(v * lanes.count)))) for v in range(vectors)]
         for r in range(rows):
@@ -85,20 +88,22 @@ def _emit_pair(module: ir.Module, vectors: int, lanes: Lanes) -> None:
     e = Emitter(module, ir.IRBuilder(function.append_basic_block("entry")), lanes)
     b = e.b
 
-    def operands(k: Value) -> Iterator[tuple[int, Value, list[Value]]]:
+    def operands(k: Value) -> Operands:
         factor = e.broadcast(e.load(e.at(a, k), lanes.element))
         row = b.mul(k, e.i64(vectors * lanes.count))
         for r, panel in enumerate((first, second)):
-            yield r, factor, [
-                e.load(e.at(panel, b.add(row, e.i64(v * lanes.count)))) for v in range(vectors)
-            ]
+            yield (
+                r,
+                factor,
+                [e.load(e.at(panel, b.add(row, e.i64(v * lanes.count)))) for v in range(vectors)],
+            )
 
     _emit_tile(e, function, 2, vectors, k_count, c, c_row, accumulate, operands)
 
 
 def _emit_tile(
     e: Emitter, function: ir.Function, rows: int, vectors: int, k_count: Value, c: Value,
-    c_row: Value, accumulate: Value, operands: Callable[[Value], Iterator[tuple[int, Value, list[Value]]]],
+    c_row: Value, accumulate: Value, operands: Callable[[Value], Operands],
 ) -> None:  # fmt: skip
     """The loop over k with a tile of sums in registers."""
     b, lanes, entry = e.b, e.lanes, e.b.block
@@ -155,9 +160,7 @@ def provide(double: bool) -> None:
     _micro_kernels(double, jit.features_limit())
 
 
-def call_by_rows(
-    e: Emitter, rows: int, vectors: int, arguments: list[Value]
-) -> None:
+def call_by_rows(e: Emitter, rows: int, vectors: int, arguments: list[Value]) -> None:
     """Call the micro-kernel of a tile."""
     e.b.call(declare_micro(e.module, rows, vectors, e.lanes.double), arguments)
 
@@ -217,9 +220,7 @@ def _emit_job(
                 k = b.add(k_from, k_inside)
                 after = b.icmp_signed(">=", k, given["other_from"])
                 initial = b.and_(after, b.icmp_signed("<", k, given["other_to"]))
-                row = b.select(
-                    initial, b.sub(k, given["other_from"]), b.add(k, given["shift"])
-                )
+                row = b.select(initial, b.sub(k, given["other_from"]), b.add(k, given["shift"]))
                 rows = b.select(initial, other, b_base)
                 source = e.at(rows, b.add(b.mul(row, b_k), n_from))
                 into = e.at(panel, b.mul(k_inside, width))
@@ -228,7 +229,20 @@ def _emit_job(
                     mask = e.lanes_below(b.sub(columns, start))
                     e.store(e.masked_load(e.at(source, start), mask), e.at(into, start))
             _rows_of_tiles(
-                e, m_from, m_to, n_from, columns, k_from, k_here, a, a_k, c, c_row, again, panel, tile
+                e,
+                m_from,
+                m_to,
+                n_from,
+                columns,
+                k_from,
+                k_here,
+                a,
+                a_k,
+                c,
+                c_row,
+                again,
+                panel,
+                tile,
             )
 
 

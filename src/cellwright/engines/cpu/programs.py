@@ -27,7 +27,6 @@ from cellwright.ir import (
 from cellwright.plan import Outer, Plan, Stage
 from cellwright.plan.stages import cut
 
-
 Outers = list[tuple[Outer, Array, Array]]
 """Outer products with the places of their factors."""
 
@@ -68,8 +67,9 @@ class Backward:
 class Layout:
     """Places of the leaves that all programs of a layer share."""
 
-    def __init__(self, signature: Signature):
+    def __init__(self, signature: Signature, *, output_is_state: bool = False):
         self.signature = signature
+        self.output_is_state = output_is_state
         self.plan: Plan = signature.plan
         self.sizes = signature.size
         self.columns: dict[str, int] = {}
@@ -77,6 +77,14 @@ class Layout:
         for name, node in self.plan.forward.inputs.items():
             self.columns[name] = self.width
             self.width += self.sizes[node.size]
+
+    def state_slot(self, name: str) -> str:
+        """Where a state lies; the one that is the output may do without a place of its own."""
+        plan = self.plan.forward
+        first = name == self.plan.graph.states[0].name
+        if self.output_is_state and first and plan.next[name] is plan.output:
+            return "output"
+        return f"state.{name}"
 
     def array(self, slot: str, size: str, index: Index, *, boolean: bool = False) -> Array:
         """An array of its own for a value of that size."""
@@ -95,17 +103,18 @@ class Layout:
         found: Sources = {}
         for each in topological(roots):
             if is_leaf(each) and each.op not in ("constant", "reciprocal_size"):
-                array = self._leaf(each, looped=looped)
+                array = self.leaf(each, looped=looped)
                 if array is not None:
                     found[each] = array
         return found
 
-    def _leaf(self, each: Node, *, looped: bool) -> Array | None:
+    def leaf(self, each: Node, *, looped: bool) -> Array | None:
+        """Where a leaf lies; None for a matrix, which is packed apart."""
         name = str(each.attribute("name"))
         step = Index.TIME if looped else Index.NONE
         if each.op == "parameter":
             if not hasattr(each.type, "size"):
-                return None  # a matrix: packed apart
+                return None
             return Array(f"parameter.{name}", Kind.UNITS)
         if each.op == "input":
             return self.array("x", each.size, step)
@@ -116,9 +125,8 @@ class Layout:
             return self.array(slot, each.size, index, boolean=each.vector.boolean)
         if each.op == "state":
             units = self.sizes[each.size]
-            return Array(
-                f"state.{name}", Kind.ROWS, Index.BEFORE, stride=units, initial=f"initial.{name}"
-            )
+            slot = self.state_slot(name)
+            return Array(slot, Kind.ROWS, Index.BEFORE, stride=units, initial=f"initial.{name}")
         if each.op == "cotangent":
             return self._cotangent(name, each, looped=looped)
         return self._value(name, each, looped=looped)
@@ -133,7 +141,8 @@ class Layout:
 
     def _value(self, name: str, each: Node, *, looped: bool) -> Array:
         if name.startswith("once."):
-            return Array(f"value.{name}", Kind.UNIT if each.size == ONE else Kind.UNITS)
+            kind = Kind.UNIT if each.size == ONE else Kind.UNITS
+            return Array(f"value.{name}", kind, boolean=each.vector.boolean)
         if name.startswith("input."):
             return self.hoisted("inputs", name, Index.TIME)
         if name.startswith("next."):
@@ -190,20 +199,21 @@ def forward(signature: Signature, *, keep: bool, fuse: bool = False) -> Forward:
         keep: what the backward pass reads.
         fuse: compute the products with x in the loop; see :func:`can_fuse`.
     """
-    layout = Layout(signature)
+    # A user may change the output in place, so what the backward pass reads lies elsewhere.
+    layout = Layout(signature, output_is_state=not keep)
     plan = layout.plan.forward
     stores: Stores = {}
-    fused = {
-        leaf("value", name, node.vector): node for name, node in plan.inputs.items() if fuse
-    }
+    fused = {leaf("value", name, node.vector): node for name, node in plan.inputs.items() if fuse}
 
     def store(node: Node, array: Array) -> None:
         (node,) = substitute([node], fused)
         stores.setdefault(node, []).append(array)
 
-    for state in layout.plan.graph.states:
-        store(plan.next[state.name], layout.array(f"state.{state.name}", state.size, Index.TIME))
     store(plan.output, layout.array("output", plan.output.size, Index.TIME))
+    for state in layout.plan.graph.states:
+        slot = layout.state_slot(state.name)
+        if slot != "output":
+            store(plan.next[state.name], layout.array(slot, state.size, Index.TIME))
     for name, node in plan.trace.items():
         store(node, layout.array(f"trace.{name}", node.size, Index.TIME))
     if keep:
@@ -275,17 +285,14 @@ def _parameter_size(layout: Layout, name: str) -> str:
 
 def _backward_inputs(
     layout: Layout, *, need_x: bool
-) -> tuple[
-    Program | None, dict[str, int], Outers, dict[str, tuple[Node, Sources]]
-]:
+) -> tuple[Program | None, dict[str, int], Outers, dict[str, tuple[Node, Sources]]]:
     plan = layout.plan.backward.inputs
     stores: Stores = {}
     if need_x and "x" in plan.values:
         stores[_whole(plan.values["x"], "input")] = [layout.array("d_x", "input", Index.NONE)]
     keeper = _Keeper(layout, stores, "after", looped=False)
     outers = [
-        (outer, keeper.place(outer.delta), keeper.place(outer.operand))
-        for outer in plan.matrices
+        (outer, keeper.place(outer.delta), keeper.place(outer.operand)) for outer in plan.matrices
     ]
     to_sum = dict(plan.vectors)
     to_sum |= {name: node for name, node in plan.values.items() if name != "x"}
@@ -313,17 +320,18 @@ class _Keeper:
             if array.index is not Index.ODD:
                 return array
         if is_leaf(node) and node.op not in ("constant", "reciprocal_size"):
-            array = self.layout._leaf(node, looped=self.looped)
-            if array is not None and array.index is not Index.EVEN:
-                return array
+            place = self.layout.leaf(node, looped=self.looped)
+            if place is not None and place.index is not Index.EVEN:
+                return place
         return None
 
     def place(self, node: Node) -> Array:
         """Where the value lies for all steps."""
-        found = self.known(node)
-        usable = found is not None and found.kind is Kind.ROWS and not found.boolean
-        if usable and (found.index is not Index.NONE or not self.looped):
-            return found
+        known = self.known(node)
+        if known is not None and known.kind is Kind.ROWS and not known.boolean:
+            constant_in_time = known.index is Index.NONE and self.looped
+            if not constant_in_time:
+                return known
         index = Index.TIME if self.looped else Index.NONE
         array = self.layout.array(f"{self.prefix}.{len(self.kept)}", node.size, index)
         self.kept[array.slot] = array.stride

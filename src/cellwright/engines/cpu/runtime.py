@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import ctypes
 import threading
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 
 import torch
 from torch import Tensor
 
 from cellwright.engines.cpu import jit, packing, product, threads
-from cellwright.engines.cpu.body import ENTRY, Program, weights_slot
+from cellwright.engines.cpu.body import ENTRY, NUMBERS, Program, weights_slot
 
 SHARE_FROM = 300_000
 """Multiplications in a step from which the units of a small batch are shared out."""
@@ -46,88 +47,134 @@ class Memory(threading.local):
 memory = Memory()
 
 
-class Compiled:
-    """A program as machine code."""
+@dataclass(frozen=True)
+class Weight:
+    """Where a parameter lies among the weights of a call: rows from ``start`` of one tensor."""
 
-    def __init__(self, program: Program, text: str, double: bool):
-        self.program = program
+    tensor: int
+    start: int
+    columns: int
+
+
+Addresses = Mapping[str, int]
+"""Addresses of arrays by the names of a program's slots."""
+
+
+class Compiled:
+    """A program as machine code, and its arguments as far as they stay from call to call."""
+
+    def __init__(self, program: Program, text: str, double: bool, weights: Mapping[str, Weight]):
+        self.program, self.double = program, double
         self.dtype = torch.float64 if double else torch.float32
+        self.width = 8 if double else 4
         self.code = jit.compile_ir(text)
         self.address = self.code.address(ENTRY)
         groups = [g for members in program.groups for g in members]
-        lanes = 8 if double else 16
-        self.copies, begins, self.packed = packing.plan_copies(groups, program.sizes, lanes)
+        self.copies, begins, self.packed = packing.plan_copies(
+            groups, program.sizes, 8 if double else 16
+        )
         names = [
             weights_slot(stage, number)
             for stage, members in enumerate(program.groups)
             for number in range(len(members))
         ]
-        self.begins = dict(zip(names, begins, strict=True))
         self.work = sum(copy.units * copy.depth for copy in self.copies)
+        self._begins = {
+            program.slots[name]: begin * self.width
+            for name, begin in zip(names, begins, strict=True)
+        }
+        self._temporaries = [
+            (program.slots[name], name, stride) for name, stride in program.temporaries.items()
+        ]
+        known = {*NUMBERS, *names, *program.temporaries}
+        self._pointers = [(p, name) for name, p in program.slots.items() if name not in known]
+        self._weights = [weights[copy.parameter] for copy in self.copies]
+        self._local = threading.local()
 
     def run(
-        self, tensors: Mapping[str, Tensor], numbers: Mapping[str, int], rows: int
-    ) -> None:
-        """Run it; ``tensors`` and ``numbers`` are its arguments by slot."""
+        self, at: Addresses, weights: Sequence[Tensor], steps: int, rows: int, *,
+        reverse: bool = False, ring: bool = False,
+    ) -> None:  # fmt: skip
+        """Run it over all steps.
+
+        Args:
+            at: addresses of its arrays.
+            weights: the call's weights, contiguous.
+            steps, rows: extents of the loop.
+            reverse: steps are taken from the last to the first.
+            ring: only two steps of each state are kept.
+        """
         team = threads.count()
-        packed = self.pack(tensors, team) if self.packed else 0
-        arguments = self._arguments(tensors, numbers, rows, packed)
-        every = rows * self.work * numbers["steps"]
-        if every < ALONE_BELOW:
+        packed = self._pack(weights, team) if self.packed else 0
+        arguments = self._arguments(at, packed, steps, rows, reverse, ring)
+        if rows * self.work * steps < ALONE_BELOW:
             how, team = threads.ROWS, 1
         elif rows >= 2 * team and (rows >= MANY_ROWS * team or self.work < LARGE_WEIGHTS):
             how = threads.ROWS
         else:
             how, team = threads.SHARES, team if rows * self.work >= SHARE_FROM else 1
-        threads.launch(self.address, ctypes.addressof(arguments), rows, how, team)
+        threads.launch(self.address, arguments, rows, how, team)
 
-    def run_sums(self, tensors: Mapping[str, Tensor], numbers: Mapping[str, int], rows: int) -> None:
+    def run_sums(self, at: Addresses, steps: int, rows: int, *, reverse: bool) -> None:
         """Run a program of sums, whose units are shared out without barriers."""
-        arguments = self._arguments(tensors, numbers, rows, 0)
-        team = threads.count() if rows * numbers["steps"] > 2_000 else 1
-        threads.launch(self.address, ctypes.addressof(arguments), rows, threads.SHARES, team)
+        arguments = self._arguments(at, 0, steps, rows, reverse, False)
+        team = threads.count() if rows * steps > 2_000 else 1
+        threads.launch(self.address, arguments, rows, threads.SHARES, team)
 
     def _arguments(
-        self, tensors: Mapping[str, Tensor], numbers: Mapping[str, int], rows: int, packed: int
-    ) -> ctypes.Array[ctypes.c_int64]:
+        self, at: Addresses, packed: int, steps: int, rows: int, reverse: bool, ring: bool
+    ) -> int:
+        """The address of the filled arguments; every thread of Python has its own."""
         slots = self.program.slots
-        # Behind the arguments, the barrier's two numbers on cache lines of their own.
-        values = (ctypes.c_int64 * (len(slots) + 32))()
-        width = 8 if self.dtype == torch.float64 else 4
-        for name, place in slots.items():
-            number = numbers.get(name)
-            if number is not None:
-                values[place] = number
-            elif name in self.begins:
-                values[place] = packed + self.begins[name] * width
-            elif name in self.program.temporaries:
-                elements = rows * self.program.temporaries[name]
-                values[place] = memory.take(name, elements, self.dtype).data_ptr()
-            elif name == "barrier":
-                values[place] = ctypes.addressof(values) + 8 * (len(slots) + 8)
-            else:
-                values[place] = tensors[name].data_ptr()
-        return values
+        local = self._local.__dict__
+        values = local.get("arguments")
+        if values is None:
+            # Behind the arguments, the barrier's two numbers on cache lines of their own.
+            values = local["arguments"] = (ctypes.c_int64 * (len(slots) + 32))()
+            local["address"] = ctypes.addressof(values)
+            values[slots["barrier"]] = local["address"] + 8 * (len(slots) + 8)
+        values[slots["steps"]] = steps
+        values[slots["rows"]] = rows
+        values[slots["reverse"]] = reverse
+        values[slots["ring"]] = 1 if ring else -1
+        for place, begin in self._begins.items():
+            values[place] = packed + begin
+        for place, name, stride in self._temporaries:
+            values[place] = memory.take(name, rows * stride, self.dtype).data_ptr()
+        for place, name in self._pointers:
+            values[place] = at[name]
+        return int(local["address"])
 
-    def pack(self, tensors: Mapping[str, Tensor], team: int) -> int:
+    def _pack(self, weights: Sequence[Tensor], team: int) -> int:
         """Put the weights in order; returns the address of the first."""
         target = memory.take("weights", self.packed, self.dtype)
-        width, base = target.element_size(), target.data_ptr()
-        values = [len(self.copies)]
+        base, fields = target.data_ptr(), len(packing.ARGUMENTS)
+        local = self._local.__dict__
+        values = local.get("copies")
+        if values is None:
+            values = local["copies"] = (ctypes.c_int64 * (1 + fields * len(self.copies)))()
+            values[0] = len(self.copies)
+            for number, (copy, weight) in enumerate(zip(self.copies, self._weights, strict=True)):
+                columns = weight.columns * copy.matrix.blocks
+                strides = (1, columns) if copy.transposed else (columns, 1)
+                values[1 + fields * number : 1 + fields * (number + 1)] = [
+                    0, *strides, copy.units, copy.depth, 0, copy.step, copy.block_stride,
+                    copy.panel_row, copy.blocks,
+                ]  # fmt: skip
+        bases = [each.data_ptr() for each in weights]
         held = []
-        for copy in self.copies:
-            weight = packing.dense(tensors[f"parameter.{copy.parameter}"], copy.matrix)
-            held.append(weight)
-            row, column = weight.stride()
-            strides = (column, row) if copy.transposed else (row, column)
-            values += [
-                weight.data_ptr(), *strides, copy.units, copy.depth, base + copy.begin * width,
-                copy.step, copy.block_stride, copy.panel_row, copy.blocks,
-            ]  # fmt: skip
-        arguments = (ctypes.c_int64 * len(values))(*values)
+        for number, (copy, weight) in enumerate(zip(self.copies, self._weights, strict=True)):
+            place = 1 + fields * number
+            if copy.matrix.blocks == 1:
+                skipped = weight.start * weight.columns * self.width
+                values[place] = bases[weight.tensor] + skipped
+            else:
+                held.append(packing.dense(weights[weight.tensor], weight.start, copy))
+                values[place] = held[-1].data_ptr()
+            values[place + 5] = base + copy.begin * self.width
         team = team if self.packed > 100_000 else 1
-        address = helper("pack", self.dtype == torch.float64)
-        threads.launch(address, ctypes.addressof(arguments), 1, threads.SHARES, team)
+        address = helper("pack", self.double)
+        threads.launch(address, ctypes.addressof(values), 1, threads.SHARES, team)
         return base
 
 
@@ -153,19 +200,20 @@ class Product:
         self.work = 0
 
     def add(
-        self, m: int, n: int, left: Tensor, left_column: int, right: Tensor, right_column: int,
-        gradient: Tensor, other: Tensor | None = None, other_rows: tuple[int, int] = (0, 0),
+        self, m: int, n: int, k: int, left: int, left_row: int, right: int, right_row: int,
+        gradient: int, gradient_row: int, other: int = 0, other_rows: tuple[int, int] = (0, 0),
         shift: int = 0,
     ) -> None:  # fmt: skip
-        """``gradient`` (m, n) += left[:, column:].T @ right[:, column:]; see ``emit_outer``."""
-        width = left.element_size()
-        initial = 0 if other is None else other.data_ptr() + right_column * width
+        """The m x n numbers at ``gradient`` += left.T @ right; see ``product.emit_outer``.
+
+        ``left``, ``right``, ``gradient`` and ``other`` are addresses, ``..._row`` elements from
+        one row to the next; ``k`` is the number of rows of ``left`` and ``right``.
+        """
         self.values += [
-            m, n, left.shape[0], left.data_ptr() + left_column * width, left.stride(0),
-            right.data_ptr() + right_column * width, right.stride(0), gradient.data_ptr(),
-            gradient.stride(0), initial, *other_rows, shift,
+            m, n, k, left, left_row, right, right_row, gradient, gradient_row, other,
+            *other_rows, shift,
         ]  # fmt: skip
-        self.work += m * n * left.shape[0]
+        self.work += m * n * k
 
     def run(self) -> None:
         """Carry out the jobs."""

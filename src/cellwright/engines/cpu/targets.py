@@ -1,9 +1,10 @@
 """The products of a stage, grouped for the micro-kernels.
 
 Products whose only use is to be added up become one *target*: a single chain of fused
-multiply-adds over all of their columns (``U.i.T @ d_i + U.f.T @ d_f + ...`` in a backward pass). A
-bias, or a hoisted ``W @ x + b``, that is added too is what the chain begins with: the sum is the same
-whether ``W @ x`` was computed for all steps at once or at its step.
+multiply-adds over all of their columns (``U.i.T @ d_i + U.f.T @ d_f + ...`` in a backward pass).
+A bias, or a hoisted ``W @ x + b``, that is added too is what the chain begins with: the sum is the
+same whether ``W @ x`` was computed for all steps at once or at its step.
+
 Targets of the same size that read the same operands share a panel of packed weights, so that an
 operand, once broadcast, meets the weights of all gates.
 """
@@ -61,7 +62,7 @@ def find_targets(
     stage: Stage,
     uses: Mapping[Node, int],
     kept: set[Node],
-    position: Callable[[Node], tuple[str, int]],
+    position: Callable[[Node], tuple[bool, str, int]],
 ) -> list[Target]:
     """The targets of a stage.
 

@@ -62,9 +62,7 @@ def _runtime_module() -> str:
 
 def _emit_barrier(module: ir.Module) -> None:
     """Wait until all shares have arrived: a counter and the number of the round."""
-    function = ir.Function(
-        module, ir.FunctionType(ir.VoidType(), [I64, I64]), "cellwright_barrier"
-    )
+    function = ir.Function(module, ir.FunctionType(ir.VoidType(), [I64, I64]), "cellwright_barrier")
     place, shares = function.args
     entry, last, wait, spin, rest, end = (
         function.append_basic_block(n) for n in ("entry", "last", "wait", "spin", "rest", "end")

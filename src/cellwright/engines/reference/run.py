@@ -27,6 +27,8 @@ class ReferenceEngine:
     """Runs every plan on every device and dtype."""
 
     name = "reference"
+    purpose = "it runs every cell, device and dtype with torch operations"
+    fresh = False
 
     def objection(
         self, signature: Signature, device: torch.device, dtype: torch.dtype

@@ -1,0 +1,1 @@
+"""The parts of the CPU benchmark; `python benchmarks/cpu.py` runs them."""
