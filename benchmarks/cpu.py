@@ -53,13 +53,17 @@ PARTS: dict[str, Callable[[Settings], Part]] = {
     "onnx": onnx,
 }
 
+THREADS = 2  # that the bars are about
+
 
 def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--part", help=f"some of {','.join(PARTS)} (default: all)")
-    parser.add_argument("--threads", type=int, default=min(2, processors()), help="of both sides")
+    parser.add_argument(
+        "--threads", type=int, default=min(THREADS, processors()), help="of both sides"
+    )
     parser.add_argument("--seconds", type=float, default=1.0, help="rounds of one comparison")
     parser.add_argument(
         "--shapes", nargs="+", default=["full"],
@@ -119,7 +123,7 @@ def run(names: list[str], settings: Settings, folder: Path) -> int:
         _tell_load(part, settings.threads, others)
         done.append(part)
         _write(folder, done, machine, failed)
-    print("\n".join(_verdict(done, failed)))
+    print("\n".join(_verdict(done, failed, settings.threads)))
     print(f"\nResults are in {folder}: results.md, results.json")
     return 1 if failed else 0
 
@@ -133,10 +137,11 @@ def _tell_load(part: Part, threads: int, others: Others) -> None:
     part.say(f"Load average after: {after}; other programs took {share} of the processors.")
     busy = warning(threads, None, taken)
     if busy:
+        part.busy = True
         part.say(f"\n**Warning:** {busy}.")
 
 
-def _verdict(done: list[Part], failed: list[str]) -> list[str]:
+def _verdict(done: list[Part], failed: list[str], threads: int) -> list[str]:
     """The bars as a table, and one line that sums them up."""
     bars: list[parts.Bar] = [bar for part in done for bar in part.bars]
     words = {True: "met", False: "missed", None: "not judged"}
@@ -146,6 +151,11 @@ def _verdict(done: list[Part], failed: list[str]) -> list[str]:
     summary = f"Of {len(bars)} bars: " + ", ".join(f"{n} {word}" for word, n in counts.items())
     missed = [bar.text for bar in bars if bar.met is False]
     lines += ["", f"{summary}." + (f" Missed: {'; '.join(missed)}." if missed else "")]
+    if threads != THREADS:
+        lines += ["", f"The bars are about {THREADS} threads; these figures are of {threads}."]
+    busy = [part.name for part in done if part.busy]
+    if busy:
+        lines += ["", f"The machine was busy with something else in: {', '.join(busy)}."]
     if failed:
         lines.append(f"\nParts that failed: {', '.join(failed)}.")
     return lines
@@ -153,7 +163,7 @@ def _verdict(done: list[Part], failed: list[str]) -> list[str]:
 
 def _write(folder: Path, done: list[Part], machine: dict, failed: list[str]) -> None:
     lines = [line for part in done for line in part.lines]
-    text = "\n".join([*lines, *_verdict(done, failed)])
+    text = "\n".join([*lines, *_verdict(done, failed, machine["threads"])])
     (folder / "results.md").write_text(text + "\n", encoding="utf-8")
     content = {
         "format": 1,

@@ -53,9 +53,10 @@ class Bar:
 
 @dataclass
 class Part:
-    """One part, printed as it grows."""
+    """One part, printed as it grows; ``busy`` if the machine was not quiet meanwhile."""
 
     name: str
+    busy: bool = False
     lines: list[str] = field(default_factory=list)
     bars: list[Bar] = field(default_factory=list)
     data: list[dict[str, Any]] = field(default_factory=list)

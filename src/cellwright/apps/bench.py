@@ -37,9 +37,7 @@ def bench(
     threads: Annotated[
         int | None, Option(help="Threads of both sides.", show_default="torch's number")
     ] = None,
-    seconds: Annotated[
-        float, Option(help="How long the rounds of one shape take in all.", show_default="1")
-    ] = 1.0,
+    seconds: Annotated[float, Option(help="How long the rounds of one shape take in all.")] = 1.0,
     output: Annotated[
         Path | None,
         Option(help="The folder of the results.", show_default="runs/bench-CELL-DATE-TIME"),

@@ -71,6 +71,11 @@ def engine(name: str) -> Iterator[None]:
         _wanted.reset(token)
 
 
+def is_asked_for() -> bool:
+    """Whether this is inside a block that asks for an engine."""
+    return _wanted.get() is not None
+
+
 def choose(signature: Signature, device: torch.device, dtype: torch.dtype) -> Choice:
     """The engine that will run a recurrence on tensors of that device and dtype."""
     wanted = _wanted.get()

@@ -100,3 +100,19 @@ class Engine(Protocol):
         self, call: Call, kept: Sequence[Tensor], cotangents: Cotangents, *, need_x: bool
     ) -> Gradients:
         """Run the gradient loop."""
+
+    def stream(
+        self,
+        signatures: Sequence[Signature],
+        weights: Sequence[Sequence[Tensor]],
+        rows: int,
+        sizes: Sequence[int],
+    ) -> PreparedSteps | None:
+        """Single steps of a stack of layers with the weights as they are; None if it has none."""
+
+
+class PreparedSteps(Protocol):
+    """Steps whose weights have been made ready once."""
+
+    def step(self, x: Tensor, states: Sequence[Tensor]) -> tuple[Tensor, list[Tensor]]:
+        """Output and states after a step; contiguous tensors of the prepared sizes."""

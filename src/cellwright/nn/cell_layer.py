@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, ValuesView
 from typing import Any
 
 import torch
@@ -15,6 +15,7 @@ from cellwright.nn import init as initialisation
 from cellwright.nn import layout, masks
 from cellwright.nn.stack import RecurrentStack, pack_like, unpack
 from cellwright.nn.state import zeros
+from cellwright.nn.stepping import prepare
 from cellwright.plan import StepOptions, layer_parameters
 
 
@@ -194,10 +195,18 @@ class CellLayer(RecurrentStack):
     def step(self, x_t: Tensor, state: Any = None) -> Any:
         """One step: ``y_t, state``, with exactly the numbers of the whole sequence.
 
+        Where no gradient is wanted (``torch.no_grad()``), weights are made ready once and used
+        as long as they stay what they are. A change behind torch's back, through
+        ``parameter.data``, is not seen; change weights under ``torch.no_grad()`` instead.
+
         Args:
             x_t: (B, input_size), or (input_size,) unbatched.
             state: as the last step returned it; None before the first.
         """
+        if type(state) is self._state_type and not torch.is_grad_enabled():
+            taken = self._quick_step(x_t, state)
+            if taken is not None:
+                return taken
         if self.bidirectional:
             raise InputError("step: a bidirectional layer needs the whole sequence")
         x_t = self.check_input(x_t)
@@ -219,6 +228,27 @@ class CellLayer(RecurrentStack):
         if batched:
             return y[0], self._state_type(*ended)
         return y[0, 0], self._state_type(*(each.squeeze(1) for each in ended))
+
+    def _quick_step(self, x_t: Tensor, state: Any) -> Any:
+        """The step by the road prepared for it; None where there is no such road."""
+        if torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack():
+            return None
+        if torch._C._are_functorch_transforms_active() or not self.settled():
+            return None
+        stepper = self.__dict__.get("_stepper")
+        taken = None if stepper is None else stepper.step(x_t, state, self.own_parameters())
+        if taken is None:
+            stepper = self.__dict__["_stepper"] = prepare(self, x_t, state)
+            taken = None if stepper is None else stepper.step(x_t, state, self.own_parameters())
+        return None if taken is None else (taken[0], self._state_type(*taken[1]))
+
+    def own_parameters(self) -> ValuesView[Any]:
+        """Its parameters as they are registered now."""
+        return self._parameters.values()
+
+    def settled(self) -> bool:
+        """Whether a step draws nothing at random."""
+        return not (self.training and (self.dropout or self.recurrent_dropout or self.zoneout))
 
     def _check_shape(self, x: Tensor) -> bool:
         """Whether ``x`` is batched; :class:`InputError` for shapes that fit neither way."""

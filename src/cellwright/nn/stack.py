@@ -88,6 +88,11 @@ class RecurrentStack(nn.Module):
         return 2 if self.bidirectional else 1
 
     @property
+    def state_sizes(self) -> tuple[int, ...]:
+        """Units of each state."""
+        return self._state_sizes
+
+    @property
     def output_size(self) -> int:
         """Units of the output of every step."""
         return self._state_sizes[0] * self.num_directions
@@ -160,7 +165,7 @@ class RecurrentStack(nn.Module):
         return {
             name: value
             for name, value in self.__dict__.items()
-            if name != "_state_type" and not name.startswith(SIGNATURE)
+            if name not in ("_state_type", "_stepper") and not name.startswith(SIGNATURE)
         }
 
     def __setstate__(self, content: dict[str, Any]) -> None:

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import csv
 import io
+import signal
+import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 from lightning.pytorch import LightningModule, Trainer
@@ -17,6 +21,42 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from cellwright.train.files import write_text
 
 Row = dict[str, float]
+
+
+class CtrlC(Callback):
+    """Ends training on Ctrl-C, even where Python drops the exception.
+
+    A KeyboardInterrupt that arrives while an object is being finalised is printed and lost. So
+    the signal is noted too, and raised again before the next batch.
+    """
+
+    def __init__(self) -> None:
+        self._asked = False
+
+    @contextmanager
+    def heard(self) -> Iterator[None]:
+        """Listen to the signal inside the block, in the main thread."""
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        before = signal.getsignal(signal.SIGINT)
+
+        def note(number: int, frame: FrameType | None) -> None:
+            self._asked = True
+            if callable(before):
+                before(number, frame)
+
+        signal.signal(signal.SIGINT, note)
+        try:
+            yield
+        finally:
+            signal.signal(signal.SIGINT, before)
+
+    def on_train_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        if self._asked:
+            raise KeyboardInterrupt
 
 
 class Journal(Callback):

@@ -20,7 +20,7 @@ from torch import nn
 from cellwright.errors import UsageError
 from cellwright.train import storage
 from cellwright.train.batches import Batches
-from cellwright.train.callbacks import Bar, Journal, Keeper, Row
+from cellwright.train.callbacks import Bar, CtrlC, Journal, Keeper, Row
 from cellwright.train.module import KIND, SafetensorsIO, TrainingModule
 from cellwright.train.objectives import Objective
 from cellwright.train.series import SeriesSet
@@ -88,6 +88,7 @@ def fit(
     journal = Journal(folder / "log.csv")
     monitor = "train_loss" if validation is None else "validation_loss"
     keeper = Keeper(folder / "checkpoints", monitor)
+    interrupt = CtrlC()
     bar = [Bar(console, objective.metric_name)] if console is not None else []
     loggers: list[Logger] = [_tensorboard(folder)] if tensorboard else []
     with _quiet():
@@ -97,7 +98,7 @@ def fit(
             max_epochs=settings.epochs,
             gradient_clip_val=settings.gradient_clip,
             logger=loggers or False,
-            callbacks=[journal, *bar, keeper],
+            callbacks=[journal, *bar, keeper, interrupt],
             enable_progress_bar=bool(bar),
             enable_checkpointing=True,
             enable_model_summary=False,
@@ -108,7 +109,8 @@ def fit(
             plugins=[LightningEnvironment(), SafetensorsIO()],
         )
         resume = keeper.last if keeper.last.exists() else None
-        _run(trainer, module, batches, loaders, resume)
+        with interrupt.heard():
+            _run(trainer, module, batches, loaders, resume)
     chosen = settings.epochs
     if validation is not None:
         state = storage.load(keeper.best, KIND)["state_dict"]

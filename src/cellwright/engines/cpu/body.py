@@ -148,7 +148,9 @@ class _Body:
         """The place of a term in its chain: x first, then by memory, so that neighbours meet."""
         operand = product.inputs[1]
         array = self.program.sources.get(operand) or self.program.stores[operand][0]
-        return operand.op != "input", array.slot, array.offset
+        # A state's name, not its slot, which may be the output's: the order must not change.
+        slot = f"state.{operand.attribute('name')}" if operand.op == "state" else array.slot
+        return operand.op != "input", slot, array.offset
 
     # One step ------------------------------------------------------------------------------
 

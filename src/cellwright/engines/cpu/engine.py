@@ -11,6 +11,7 @@ from cellwright.engines.cpu import jit, threads
 from cellwright.engines.cpu.arrays import Index
 from cellwright.engines.cpu.kernels import FUSE_FROM, kernels
 from cellwright.engines.cpu.runtime import Product, memory
+from cellwright.engines.cpu.streaming import Stream
 from cellwright.engines.protocol import Call, Cotangents, Gradients, Result
 from cellwright.engines.reference.algebra import algebra
 from cellwright.engines.reference.evaluate import Evaluator
@@ -48,6 +49,20 @@ class CpuEngine:
     ) -> Gradients:
         """Run the backward programs."""
         return _Run(call).backward(kept, cotangents, need_x=need_x)
+
+    def stream(
+        self,
+        signatures: Sequence[Signature],
+        weights: Sequence[Sequence[Tensor]],
+        rows: int,
+        sizes: Sequence[int],
+    ) -> Stream | None:
+        """Prepared single steps, or None where a step is more than one program."""
+        double = weights[0][0].dtype == torch.float64
+        limit = jit.features_limit()
+        if not all(kernels(each.text, double, limit).can_step for each in signatures):
+            return None
+        return Stream(signatures, weights, rows, sizes)
 
 
 class _Run:

@@ -114,6 +114,24 @@ class Kernels:
 
         return self._keep(("forward", keep, fuse), make)
 
+    @cached_property
+    def can_step(self) -> bool:
+        """Whether a step is one program: products with x inside, nothing computed beforehand."""
+        plan = self.signature.plan
+        no_inputs = not plan.forward.inputs or can_fuse(self.signature)
+        return no_inputs and not plan.forward.once and not plan.graph.streams
+
+    def step(self) -> Compiled:
+        """The loop for single steps."""
+
+        def make() -> Any:
+            fuse = bool(self.signature.plan.forward.inputs)
+            programs = forward(self.signature, keep=False, fuse=fuse, apart=True)
+            return self._compile(programs.loop)
+
+        found: Compiled = self._keep("step", make)
+        return found
+
     def backward(self, need_x: bool) -> tuple[Backward, Compiled | None, Compiled]:
         """The backward programs: what they are, inputs, loop."""
 

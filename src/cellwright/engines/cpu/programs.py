@@ -191,16 +191,19 @@ def _terms(node: Node) -> list[Node]:
     return [node]
 
 
-def forward(signature: Signature, *, keep: bool, fuse: bool = False) -> Forward:
+def forward(
+    signature: Signature, *, keep: bool, fuse: bool = False, apart: bool = False
+) -> Forward:
     """The programs of a forward pass.
 
     Args:
         signature: of the layer.
         keep: what the backward pass reads.
         fuse: compute the products with x in the loop; see :func:`can_fuse`.
+        apart: write the state that is the output to a place of its own too.
     """
     # A user may change the output in place, so what the backward pass reads lies elsewhere.
-    layout = Layout(signature, output_is_state=not keep)
+    layout = Layout(signature, output_is_state=not (keep or apart))
     plan = layout.plan.forward
     stores: Stores = {}
     fused = {leaf("value", name, node.vector): node for name, node in plan.inputs.items() if fuse}

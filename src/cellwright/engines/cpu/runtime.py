@@ -64,7 +64,7 @@ class Compiled:
     """A program as machine code, and its arguments as far as they stay from call to call."""
 
     def __init__(self, program: Program, text: str, double: bool, weights: Mapping[str, Weight]):
-        self.program, self.double = program, double
+        self.program, self.double, self.parameters = program, double, weights
         self.dtype = torch.float64 if double else torch.float32
         self.width = 8 if double else 4
         self.code = jit.compile_ir(text)
@@ -120,6 +120,37 @@ class Compiled:
         arguments = self._arguments(at, 0, steps, rows, reverse, False)
         team = threads.count() if rows * steps > 2_000 else 1
         threads.launch(self.address, arguments, rows, threads.SHARES, team)
+
+    def prepare(
+        self, weights: Sequence[Tensor], rows: int
+    ) -> tuple[ctypes.Array[ctypes.c_int64], list[Tensor]]:
+        """Arguments for single steps with these weights: all but the arrays of a step.
+
+        Returns:
+            the arguments, and the memory that they point into.
+        """
+        slots = self.program.slots
+        values = (ctypes.c_int64 * (len(slots) + 32))()
+        packed = torch.empty(max(self.packed, 1), dtype=self.dtype)
+        if self.packed:
+            base = self._pack(weights, threads.count())
+            ctypes.memmove(packed.data_ptr(), base, self.packed * self.width)
+        held = [packed]
+        values[slots["barrier"]] = ctypes.addressof(values) + 8 * (len(slots) + 8)
+        values[slots["steps"]] = 1
+        values[slots["rows"]] = rows
+        values[slots["ring"]] = 1
+        for place, begin in self._begins.items():
+            values[place] = packed.data_ptr() + begin
+        for place, _, stride in self._temporaries:
+            held.append(torch.empty(rows * stride, dtype=self.dtype))
+            values[place] = held[-1].data_ptr()
+        for name, weight in self.parameters.items():
+            if f"parameter.{name}" in slots:
+                skipped = weight.start * weight.columns * self.width
+                address = weights[weight.tensor].data_ptr() + skipped
+                values[slots[f"parameter.{name}"]] = address
+        return values, held
 
     def _arguments(
         self, at: Addresses, packed: int, steps: int, rows: int, reverse: bool, ring: bool

@@ -46,6 +46,16 @@ class ReferenceEngine:
         """Run the backward plan."""
         return Backward(call, kept, cotangents).run(need_x=need_x)
 
+    def stream(
+        self,
+        signatures: Sequence[Signature],
+        weights: Sequence[Sequence[Tensor]],
+        rows: int,
+        sizes: Sequence[int],
+    ) -> None:
+        """None: a step is an ordinary call."""
+        return None
+
 
 def differentiable(call: Call) -> Result:
     """The forward plan as plain torch operations that torch's autograd can follow."""
