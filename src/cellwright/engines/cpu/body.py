@@ -22,7 +22,7 @@ from llvmlite import ir
 from cellwright.engines.cpu.arrays import Array, Index, Kind, Sources, Stores
 from cellwright.engines.cpu.functions import OPERATIONS
 from cellwright.engines.cpu.ops import I8, I32, I64, POINTER, Emitter, Lanes, Value
-from cellwright.engines.cpu.product import ROW_BLOCKS, call_by_rows, declare_pair
+from cellwright.engines.cpu.product import LINE, ROW_BLOCKS, call_by_rows, declare_pair
 from cellwright.engines.cpu.targets import Group, Target, find_targets, group
 from cellwright.ir import ONE, Node
 from cellwright.plan import Stage
@@ -437,10 +437,15 @@ class _Body:
     ) -> None:  # fmt: skip
         e, b = self.e, self.e.b
         width = members.vectors * self.lanes.count
+        line = LINE // self.lanes.bytes
+        depth = sum(k for _, k in operands)
+        # While the rows of this panel are worked on, the next one is brought near.
+        following = e.at(panel, e.i64(depth * width))
         start: Value = e.i64(0)
         for count in ROW_BLOCKS:
             stop = b.add(start, b.mul(b.sdiv(b.sub(rows, start), e.i64(count)), e.i64(count)))
             with e.loop(start, stop, count) as r:
+                passed = b.mul(b.sdiv(r, e.i64(ROW_BLOCKS[0])), e.i64(depth * line))
                 tile = e.at(self.tiles[position], b.mul(r, e.i64(self.tile_stride)))
                 done = 0
                 for operand, (array, k) in enumerate(operands):
@@ -450,6 +455,7 @@ class _Body:
                         e.at(panel, e.i64(done * width)), e.i64(width),
                         tile, e.i64(self.tile_stride),
                         ir.Constant(I32, 1 if operand or started else 0),
+                        e.at(following, b.add(passed, e.i64(done * line))),
                     ])  # fmt: skip
                     done += k
             start = stop

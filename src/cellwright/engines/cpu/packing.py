@@ -13,7 +13,7 @@ import torch
 from llvmlite import ir
 from torch import Tensor
 
-from cellwright.engines.cpu.ops import I64, POINTER, Emitter, Lanes, Value
+from cellwright.engines.cpu.ops import I32, I64, POINTER, Emitter, Lanes, Value
 from cellwright.engines.cpu.targets import Group
 from cellwright.ir import Matrix, Node
 
@@ -124,7 +124,7 @@ def emit_pack(double: bool) -> str:
 
 def _emit_block(e: Emitter, given: dict[str, Value], block: Value) -> None:
     """One block of units of one matrix, unit by unit."""
-    b, element = e.b, e.lanes.element
+    b = e.b
     source, target = (b.inttoptr(given[name], POINTER) for name in ("source", "target"))
     into = e.at(target, b.mul(block, given["block_stride"]))
     first = b.mul(block, given["step"])
@@ -136,16 +136,60 @@ def _emit_block(e: Emitter, given: dict[str, Value], block: Value) -> None:
             place = e.at(into, b.mul(k, given["panel_row"]))
             with e.loop(e.i64(0), given["step"], e.lanes.count) as lane:
                 e.store(e.load(e.at(row, lane)), e.at(place, lane))
-        with one_by_one, e.loop(e.i64(0), given["step"]) as lane:
-            unit = b.add(first, lane)
-            inside = b.icmp_signed("<", unit, given["units"])
-            with b.if_else(inside) as (real, padding):
-                with real:
-                    row = e.at(source, b.mul(unit, given["unit_stride"]))
-                    with e.loop(e.i64(0), given["k_count"]) as k:
-                        value = e.load(e.at(row, b.mul(k, given["k_stride"])), element)
-                        place = b.add(b.mul(k, given["panel_row"]), lane)
-                        e.store(value, e.at(into, place))
-                with padding, e.loop(e.i64(0), given["k_count"]) as k:
-                    place = b.add(b.mul(k, given["panel_row"]), lane)
-                    e.store(ir.Constant(element, 0.0), e.at(into, place))
+        with one_by_one, e.loop(e.i64(0), given["step"], e.lanes.count) as lane:
+            _emit_lanes(e, given, b.add(first, lane), source, e.at(into, lane))
+
+
+def _emit_lanes(
+    e: Emitter, given: dict[str, Value], first: Value, source: Value, into: Value
+) -> None:
+    """As many units as there are lanes, of a matrix whose units do not lie side by side."""
+    b, lanes = e.b, e.lanes
+    room = b.icmp_signed("<=", b.add(first, e.i64(lanes.count)), given["units"])
+    by_rows = b.icmp_signed("==", given["k_stride"], e.i64(1))
+    squares = b.sub(given["k_count"], b.srem(given["k_count"], e.i64(lanes.count)))
+    squares = b.select(b.and_(room, by_rows), squares, e.i64(0))
+    with e.loop(e.i64(0), squares, lanes.count) as k:
+        rows = []
+        for number in range(lanes.count):
+            unit = b.add(first, e.i64(number))
+            rows.append(e.load(e.at(source, b.add(b.mul(unit, given["unit_stride"]), k))))
+        for number, column in enumerate(_transposed(e, rows)):
+            place = b.mul(b.add(k, e.i64(number)), given["panel_row"])
+            e.store(column, e.at(into, place))
+    with e.loop(e.i64(0), e.i64(lanes.count)) as lane:
+        _emit_unit(e, given, b.add(first, lane), squares, source, e.at(into, lane))
+
+
+def _transposed(e: Emitter, rows: list[Value]) -> list[Value]:
+    """A square of lanes, its rows and columns exchanged, in steps of 1, 2, 4, ..."""
+    count = e.lanes.count
+    kind = ir.VectorType(I32, count)
+    distance = 1
+    while distance < count:
+        low = [c if not c & distance else count + c - distance for c in range(count)]
+        high = [c + distance if not c & distance else count + c for c in range(count)]
+        fresh = list(rows)
+        for number in range(count):
+            if not number & distance:
+                pair = rows[number], rows[number + distance]
+                fresh[number] = e.b.shuffle_vector(*pair, ir.Constant(kind, low))
+                fresh[number + distance] = e.b.shuffle_vector(*pair, ir.Constant(kind, high))
+        rows = fresh
+        distance *= 2
+    return rows
+
+
+def _emit_unit(
+    e: Emitter, given: dict[str, Value], unit: Value, k_from: Value, source: Value, into: Value
+) -> None:
+    """The columns from ``k_from`` of one unit, or zeros behind the last unit."""
+    b, element = e.b, e.lanes.element
+    with b.if_else(b.icmp_signed("<", unit, given["units"])) as (real, padding):
+        with real:
+            row = e.at(source, b.mul(unit, given["unit_stride"]))
+            with e.loop(k_from, given["k_count"]) as k:
+                value = e.load(e.at(row, b.mul(k, given["k_stride"])), element)
+                e.store(value, e.at(into, b.mul(k, given["panel_row"])))
+        with padding, e.loop(e.i64(0), given["k_count"]) as k:
+            e.store(ir.Constant(element, 0.0), e.at(into, b.mul(k, given["panel_row"])))

@@ -26,9 +26,13 @@ from cellwright.engines.cpu.ops import I32, I64, POINTER, Emitter, Lanes, Value
 ROW_BLOCKS = (6, 4, 3, 2, 1)
 VECTORS = 4  # of a panel: 64 columns of float32
 K_BLOCK = 512
+LINE = 64  # bytes of memory that are fetched together
 
-MICRO_ARGUMENTS = (I64, POINTER, I64, I64, POINTER, I64, POINTER, I64, I32)
-"""K, A, A's row stride, A's k stride, B, B's k stride, C, C's row stride, accumulate."""
+MICRO_ARGUMENTS = (I64, POINTER, I64, I64, POINTER, I64, POINTER, I64, I32, POINTER)
+"""K, A, A's row stride, A's k stride, B, B's k stride, C, C's row stride, accumulate, ahead.
+
+From ``ahead`` on, one line of memory a k is brought near: what will be multiplied next.
+"""
 
 
 def micro_name(rows: int, vectors: int, double: bool) -> str:
@@ -68,12 +72,13 @@ def declare_pair(module: ir.Module, vectors: int, double: bool) -> ir.Function:
 
 def _emit_micro(module: ir.Module, rows: int, vectors: int, lanes: Lanes) -> None:
     function = declare_micro(module, rows, vectors, lanes.double)
-    k_count, a, a_row, a_k, b_base, b_k, c, c_row, accumulate = function.args
+    k_count, a, a_row, a_k, b_base, b_k, c, c_row, accumulate, ahead = function.args
     e = Emitter(module, ir.IRBuilder(function.append_basic_block("entry")), lanes)
     b = e.b
 
     def operands(k: Value) -> Operands:
         row, column = b.mul(k, b_k), b.mul(k, a_k)
+        e.prefetch(e.at(ahead, b.mul(k, e.i64(LINE // lanes.bytes))))
         loaded = [e.load(e.at(b_base, b.add(row, e.i64(v * lanes.count)))) for v in range(vectors)]
         for r in range(rows):
             address = e.at(a, b.add(b.mul(a_row, e.i64(r)), column))
@@ -265,11 +270,13 @@ def _rows_of_tiles(
             with b.if_else(whole) as (inside, edge):
                 with inside:
                     call_by_rows(e, rows, VECTORS, [
-                        k_here, left, e.i64(1), a_k, panel, e.i64(width), target, c_row, again,
+                        k_here, left, e.i64(1), a_k, panel, e.i64(width),
+                        target, c_row, again, panel,
                     ])  # fmt: skip
                 with edge:
                     _edge_tile(e, rows, columns, [
-                        k_here, left, e.i64(1), a_k, panel, e.i64(width), tile, e.i64(width), again,
+                        k_here, left, e.i64(1), a_k, panel, e.i64(width),
+                        tile, e.i64(width), again, panel,
                     ], target, c_row)  # fmt: skip
         start = stop
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from cellwright.engines.cpu import jit, packing, product, threads
 from cellwright.engines.cpu.body import ENTRY, NUMBERS, Program, weights_slot
 
-SHARE_FROM = 300_000
+SHARE_FROM = 120_000
 """Multiplications in a step from which the units of a small batch are shared out."""
 
 LARGE_WEIGHTS, MANY_ROWS = 300_000, 48

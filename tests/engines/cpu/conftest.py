@@ -1,0 +1,31 @@
+"""What every test of the CPU engine shares: a cache folder of its own, one thread, poison."""
+
+import os
+
+import pytest
+import torch
+from engines.cpu.cpu_cases import poison
+
+
+@pytest.fixture(autouse=True, scope="session")
+def cache_folder(tmp_path_factory):
+    """Compiled kernels go to a folder of this run, not to the user's; workers share it."""
+    if "CELLWRIGHT_CACHE" in os.environ:
+        yield
+        return
+    base = tmp_path_factory.getbasetemp()
+    base = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("CELLWRIGHT_CACHE", str(base / "cellwright_cache"))
+        yield
+
+
+@pytest.fixture(autouse=True)
+def one_thread(monkeypatch):
+    """One thread, all of the processor's instructions, and NaN in memory that is used again."""
+    monkeypatch.delenv("CELLWRIGHT_CPU_FEATURES", raising=False)
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    poison()
+    yield
+    torch.set_num_threads(before)
