@@ -193,8 +193,13 @@ def _write(key: str, binary: bytes) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.NamedTemporaryFile(dir=folder, delete=False) as file:
-            file.write(_MAGIC + hashlib.sha256(binary).digest() + binary)
-        os.replace(file.name, folder / key)
+            try:
+                file.write(_MAGIC + hashlib.sha256(binary).digest() + binary)
+                file.flush()
+                os.replace(file.name, folder / key)
+            except BaseException:
+                Path(file.name).unlink(missing_ok=True)
+                raise
     except OSError as error:
         _warn(f"{folder} cannot be written ({error.strerror})")
 

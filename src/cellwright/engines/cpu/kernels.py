@@ -10,9 +10,11 @@ from typing import Any
 
 from cellwright.engines.cpu import product, threads
 from cellwright.engines.cpu.arrays import Array, Sources
-from cellwright.engines.cpu.body import Program, emit, emit_sums
+from cellwright.engines.cpu.body import emit
+from cellwright.engines.cpu.program import Program
 from cellwright.engines.cpu.programs import Backward, Forward, Outers, backward, can_fuse, forward
 from cellwright.engines.cpu.runtime import Compiled, Weight
+from cellwright.engines.cpu.sums import emit_sums
 from cellwright.engines.signature import Signature, parse
 from cellwright.ir import INPUT, Matrix, Node
 

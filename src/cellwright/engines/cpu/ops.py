@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -163,3 +163,29 @@ class Emitter:
         index.add_incoming(following, b.block)
         b.branch(head)
         b.position_at_end(end)
+
+    def fold(
+        self,
+        count: Value,
+        start: Sequence[Value],
+        step: Callable[[Value, list[Value]], list[Value]],
+    ) -> list[Value]:
+        """Values carried through ``for index in range(count)``: step(index, values) -> values."""
+        b = self.b
+        before = b.block
+        head, body, end = (b.append_basic_block(n) for n in ("fold", "fold_body", "fold_end"))
+        b.branch(head)
+        b.position_at_end(head)
+        index = b.phi(I64)
+        index.add_incoming(self.i64(0), before)
+        running = [b.phi(each.type) for each in start]
+        for phi, value in zip(running, start, strict=True):
+            phi.add_incoming(value, before)
+        b.cbranch(b.icmp_signed("<", index, count), body, end)
+        b.position_at_end(body)
+        for phi, value in zip(running, step(index, list(running)), strict=True):
+            phi.add_incoming(value, b.block)
+        index.add_incoming(b.add(index, self.i64(1)), b.block)
+        b.branch(head)
+        b.position_at_end(end)
+        return running

@@ -36,8 +36,8 @@ From ``ahead`` on, one line of memory a k is brought near: what will be multipli
 
 
 def micro_name(rows: int, vectors: int, double: bool) -> str:
-    """Name of the micro-kernel for a tile."""
-    return f"cellwright_micro_{'f64' if double else 'f32'}_{rows}x{vectors}"
+    """Name of the micro-kernel for a tile, on the processor that code is being made for."""
+    return f"cellwright_micro{_variant(double)}_{rows}x{vectors}"
 
 
 def declare_micro(module: ir.Module, rows: int, vectors: int, double: bool) -> ir.Function:
@@ -58,7 +58,12 @@ PAIR_ARGUMENTS = (I64, POINTER, POINTER, POINTER, POINTER, I64, I32)
 
 def pair_name(vectors: int, double: bool) -> str:
     """Name of the kernel for one row and two panels."""
-    return f"cellwright_pair_{'f64' if double else 'f32'}_{vectors}"
+    return f"cellwright_pair{_variant(double)}_{vectors}"
+
+
+def _variant(double: bool) -> str:
+    limit = jit.features_limit()
+    return f"_{limit}" * bool(limit) + ("_f64" if double else "_f32")
 
 
 def declare_pair(module: ir.Module, vectors: int, double: bool) -> ir.Function:

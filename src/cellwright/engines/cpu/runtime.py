@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from cellwright.engines.cpu import jit, packing, product, threads
-from cellwright.engines.cpu.body import ENTRY, NUMBERS, Program, weights_slot
+from cellwright.engines.cpu.program import ENTRY, NUMBERS, Program, weights_slot
 
 SHARE_FROM = 120_000
 """Multiplications in a step from which the units of a small batch are shared out."""

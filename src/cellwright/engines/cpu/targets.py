@@ -128,7 +128,7 @@ def group(targets: Sequence[Target], sizes: Mapping[str, int], lanes: int) -> li
     groups = []
     for (size, operands), members in alike.items():
         # All groups of one size walk through the units in the same steps.
-        blocks = min(VECTORS // widest[size], -(-sizes[size] // lanes))
+        blocks = max(1, min(VECTORS // widest[size], -(-sizes[size] // lanes)))
         for start in range(0, len(members), VECTORS):
             part = tuple(members[start : start + VECTORS])
             groups.append(Group(part, operands, blocks, size))

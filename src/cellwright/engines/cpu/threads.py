@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import ctypes
 import os
+import platform
+import threading
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 from pathlib import Path
@@ -22,11 +24,15 @@ from cellwright.engines.cpu.ops import I32, I64, POINTER
 
 ROWS, SHARES = 0, 1
 _forked = False
+_team_was_used = False
 
 
 def _after_fork() -> None:
+    """In a forked child a team's threads do not exist, neither ours nor those of torch's loops."""
     global _forked
-    _forked = True  # an OpenMP library's threads do not exist in a forked child
+    _forked = True
+    if _team_was_used:
+        torch.set_num_threads(1)  # torch would wait for them for ever
 
 
 os.register_at_fork(after_in_child=_after_fork)
@@ -45,7 +51,8 @@ def _openmp() -> ctypes.CDLL | None:
     except OSError:
         return None
     paths = {line.split()[-1] for line in lines if "libgomp" in line.rpartition("/")[2]}
-    for path in sorted(paths):
+    # torch's own first: another package may have loaded a second one.
+    for path in sorted(paths, key=lambda path: ("/torch/" not in path, path)):
         library = ctypes.CDLL(path)
         if hasattr(library, "GOMP_parallel") and hasattr(library, "omp_get_thread_num"):
             return library
@@ -87,18 +94,26 @@ def _emit_barrier(module: ir.Module) -> None:
     b.cbranch(b.icmp_signed("!=", now, before), end, rest)
     b.position_at_end(rest)
     following = b.add(tries, one)
-    pause = ir.Function(module, ir.FunctionType(ir.VoidType(), []), "llvm.x86.sse2.pause")
+    pause = _pause(module)
     yields = ir.Function(module, ir.FunctionType(I32, []), "sched_yield")
     tired = b.icmp_signed("==", b.and_(following, ir.Constant(I64, 4095)), ir.Constant(I64, 0))
     with b.if_else(tired) as (gives_way, goes_on):
         with gives_way:
             b.call(yields, [])  # another process may need this processor
         with goes_on:
-            b.call(pause, [])
+            if pause is not None:
+                b.call(pause, [])
     tries.add_incoming(following, b.block)
     b.branch(spin)
     b.position_at_end(end)
     b.ret_void()
+
+
+def _pause(module: ir.Module) -> ir.Function | None:
+    """The instruction by which a waiting processor leaves room to others, where there is one."""
+    if platform.machine().lower() not in ("x86_64", "amd64"):
+        return None
+    return ir.Function(module, ir.FunctionType(ir.VoidType(), []), "llvm.x86.sse2.pause")
 
 
 class _Callee:
@@ -159,9 +174,13 @@ def provide() -> None:
     _runtime(jit.features_limit())
 
 
+_WORKERS = os.cpu_count() or 1
+_pool_is_taken = threading.Lock()
+
+
 @lru_cache(maxsize=1)
 def _pool() -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(max_workers=os.cpu_count(), thread_name_prefix="cellwright")
+    return ThreadPoolExecutor(max_workers=_WORKERS, thread_name_prefix="cellwright")
 
 
 _RUN = ctypes.CFUNCTYPE(
@@ -182,13 +201,25 @@ def launch(address: int, arguments: int, rows: int, how: int, threads: int) -> N
     if threads <= 1:
         _RUN(address)(arguments, 0, rows, 0, 1)
         return
+    global _team_was_used
+    _team_was_used = True
     library = _openmp()
     if library is not None:
         job = (ctypes.c_int64 * 4)(address, arguments, rows, how)
         _, member = _runtime(jit.features_limit())
         library.GOMP_parallel(ctypes.c_void_p(member), job, threads, 0)
         return
-    run = _RUN(address)
+    # Shares wait for each other, so a team gets the whole pool or none of it.
+    if not _pool_is_taken.acquire(blocking=False):
+        _RUN(address)(arguments, 0, rows, 0, 1)
+        return
+    try:
+        _run_on_pool(_RUN(address), arguments, rows, how, min(threads, _WORKERS + 1))
+    finally:
+        _pool_is_taken.release()
+
+
+def _run_on_pool(run: Any, arguments: int, rows: int, how: int, threads: int) -> None:
     if how == ROWS:
         parts = [(rows * k // threads, rows * (k + 1) // threads, 0, 1) for k in range(threads)]
     else:

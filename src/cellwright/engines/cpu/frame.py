@@ -1,0 +1,123 @@
+"""What the code of a program stands in: arguments, the step, addresses of arrays."""
+
+from __future__ import annotations
+
+from llvmlite import ir
+
+from cellwright.engines.cpu.arrays import Array, Index
+from cellwright.engines.cpu.ops import I8, I64, POINTER, Emitter, Lanes, Value
+from cellwright.engines.cpu.program import ENTRY, NUMBERS, Program
+
+
+class Frame:
+    """A function ``run(arguments, first_row, end_row, share, shares)`` under construction.
+
+    Args:
+        program: what it runs.
+        lanes: the number format.
+
+    Attributes:
+        e: the emitter.
+        row_from, row_to, share, shares: the function's arguments.
+        t: the step in the sequence's own count.
+    """
+
+    def __init__(self, program: Program, lanes: Lanes):
+        self.program = program
+        self.lanes = lanes
+        for name in NUMBERS:
+            program.slot(name)
+        self.module = ir.Module("cellwright")
+        arguments = [POINTER, I64, I64, I64, I64]
+        function = ir.Function(self.module, ir.FunctionType(ir.VoidType(), arguments), ENTRY)
+        base, self.row_from, self.row_to, self.share, self.shares = function.args
+        self._arguments = base
+        self.e = Emitter(self.module, ir.IRBuilder(function.append_basic_block("entry")), lanes)
+        self._loaded: dict[str, Value] = {}
+        self._bases: dict[Array, Value] = {}
+
+    def load_arguments(self) -> None:
+        """Load every argument, at the function's start, when all slots are known."""
+        for array in self.program.arrays():
+            self.program.slot(array.slot)
+            if array.initial:
+                self.program.slot(array.initial)
+        for name, place in self.program.slots.items():
+            address = self.e.b.gep(self._arguments, [self.e.i64(place)], source_etype=I64)
+            self._loaded[name] = self.e.load(address, I64, 8)
+
+    def argument(self, name: str) -> Value:
+        """An argument as a whole number."""
+        return self._loaded[name]
+
+    def address(self, name: str) -> Value:
+        """An argument as an address."""
+        return self.e.b.inttoptr(self.argument(name), POINTER)
+
+    def enter_step(self, i: Value) -> None:
+        """Begin turn ``i`` of the time loop: which step it is, and where its arrays begin."""
+        e, b = self.e, self.e.b
+        last = b.sub(self.argument("steps"), e.i64(1))
+        position = b.sub(last, i) if self.program.backward else i
+        backwards = b.icmp_signed("!=", self.argument("reverse"), e.i64(0))
+        self.t = b.select(backwards, b.sub(last, position), position)
+        self._before = b.select(backwards, b.add(self.t, e.i64(1)), b.sub(self.t, e.i64(1)))
+        self._first = b.icmp_signed("==", position, e.i64(0))
+        self._parity = b.and_(i, e.i64(1))
+        self._bases = {}
+        for array in self.program.arrays():
+            self.base(array)
+
+    def base(self, array: Array) -> Value:
+        """Address of an array's first row at this step."""
+        if array not in self._bases:
+            b = self.e.b
+            start = self.address(array.slot)
+            rows = b.mul(self.argument("rows"), self.e.i64(array.stride))
+            element = I8 if array.boolean else self.lanes.element
+
+            def moved(base: Value, step: Value) -> Value:
+                return b.gep(base, [b.mul(step, rows)], source_etype=element)
+
+            if array.index is Index.TIME:
+                start = moved(start, b.and_(self.t, self._ring(array)))
+            elif array.index is Index.BEFORE:
+                initial = self.address(array.initial)
+                inside = moved(start, b.and_(self._before, self._ring(array)))
+                start = b.select(self._first, initial, inside)
+            elif array.index is not Index.NONE:
+                parity = self._parity
+                if array.index is Index.ODD:
+                    parity = b.xor(parity, self.e.i64(1))
+                start = moved(start, parity)
+            self._bases[array] = start
+        return self._bases[array]
+
+    def _ring(self, array: Array) -> Value:
+        """All ones, or 1 for states of which only two steps are kept."""
+        if array.slot.startswith("state."):
+            return self.argument("ring")
+        return self.e.i64(-1)
+
+    def offset(self, array: Array, row: Value) -> Value:
+        """Elements from an array's first row to the first unit of another."""
+        b = self.e.b
+        return b.add(b.mul(row, self.e.i64(array.stride)), self.e.i64(array.offset))
+
+    def shared(self, count: int) -> tuple[Value, Value]:
+        """First and end of this share of that many things."""
+        e, b = self.e, self.e.b
+        first = b.sdiv(b.mul(self.share, e.i64(count)), self.shares)
+        following = b.add(self.share, e.i64(1))
+        return first, b.sdiv(b.mul(following, e.i64(count)), self.shares)
+
+    def mask(self, units: int, step: int, unit: Value) -> Value | None:
+        """The lanes that are units, where blocks of ``step`` units do not come out even."""
+        if units % step == 0:
+            return None
+        return self.e.lanes_below(self.e.b.sub(self.e.i64(units), unit))
+
+    def at_most(self, count: Value, limit: int) -> Value:
+        """The lesser of a count and a limit."""
+        b = self.e.b
+        return b.select(b.icmp_signed("<", count, self.e.i64(limit)), count, self.e.i64(limit))

@@ -1,0 +1,69 @@
+"""A loop that is to be emitted: its stages, and where everything lies."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from cellwright.engines.cpu.arrays import Array, Kind, Sources, Stores
+from cellwright.engines.cpu.targets import Group
+from cellwright.ir import ONE
+from cellwright.plan import Stage
+
+NUMBERS = ("steps", "rows", "reverse", "ring", "barrier")
+"""Arguments of every program: extents and switches of its loop."""
+
+ENTRY = "run"
+"""Name of the function that runs a program."""
+
+
+@dataclass
+class Program:
+    """A loop to be emitted, and what its caller has to provide.
+
+    Attributes:
+        stages: the body.
+        sizes: numbers of units by name.
+        sources: leaves, and stored values, with their arrays.
+        stores: values that are written to arrays when they have been computed.
+        backward: run through the steps from the last to the first.
+        groups: the products of each stage, filled in by :func:`emit`.
+        slots: argument name -> its place, filled in by :func:`emit`.
+        temporaries: arrays (rows x stride) that the caller allocates: slot -> stride.
+    """
+
+    stages: Sequence[Stage]
+    sizes: Mapping[str, int]
+    sources: Sources
+    stores: Stores
+    backward: bool = False
+    groups: list[list[Group]] = field(default_factory=list)
+    slots: dict[str, int] = field(default_factory=dict)
+    temporaries: dict[str, int] = field(default_factory=dict)
+
+    def arrays(self) -> list[Array]:
+        """Every array that it reads or writes."""
+        stored = (array for arrays in self.stores.values() for array in arrays)
+        return [*self.sources.values(), *stored]
+
+    def plan_temporaries(self, lanes: int) -> None:
+        """Give an array to every value that a later stage reads and that has none yet."""
+        for stage in self.stages:
+            for each in (*stage.stored, *stage.reductions):
+                if each in self.stores:
+                    continue
+                name = f"temporary.{len(self.temporaries)}"
+                scalar = each.size == ONE
+                stride = 1 if scalar else -(-self.sizes[each.size] // lanes) * lanes
+                self.temporaries[name] = stride
+                kind = Kind.ROW if scalar else Kind.ROWS
+                self.stores[each] = [Array(name, kind, stride=stride, boolean=each.vector.boolean)]
+
+    def slot(self, name: str) -> int:
+        """The place of an argument, new or known."""
+        return self.slots.setdefault(name, len(self.slots))
+
+
+def weights_slot(stage: int, number: int) -> str:
+    """Name of the argument with the packed weights of a group."""
+    return f"weights.{stage}.{number}"
