@@ -9,11 +9,10 @@ from __future__ import annotations
 
 import argparse
 import tempfile
-from contextlib import nullcontext
 from pathlib import Path
 from statistics import mean, stdev
 
-import cellwright as cw
+from cellwright.errors import CellwrightError
 from cellwright.tasks import runs
 from cellwright.tasks.sources import Source
 
@@ -22,21 +21,24 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seeds", type=int, default=5, help="number of seeds: 0, 1, ...")
     parser.add_argument("--cell", default="lstm", help="a cell's name, or path.py:cell")
-    parser.add_argument("--engine", help="an engine's name (default: the one that explain says)")
+    parser.add_argument("--engine", help="an engine's name (default: the one that suits)")
     chosen = parser.parse_args()
-    with cw.engine(chosen.engine) if chosen.engine else nullcontext():
-        report(chosen.seeds, chosen.cell)
+    changes = {"cell": chosen.cell, "engine": chosen.engine}
+    try:
+        report(chosen.seeds, changes)
+    except CellwrightError as error:
+        parser.error(str(error))
 
 
-def report(seeds: int, cell: str) -> None:
+def report(seeds: int, changes: dict[str, str | None]) -> None:
     print("| seed | test accuracy | test loss | seconds |", flush=True)
     print("|---:|---:|---:|---:|", flush=True)
     found = []
     with tempfile.TemporaryDirectory() as folder:
         for seed in range(seeds):
-            changes = {"seed": seed, "cell": cell}
-            run = runs.prepare(Source.parse("japanese-vowels"), changes, Path(folder) / str(seed))
-            metrics = runs.execute(run)
+            output = Path(folder) / str(seed)
+            source = Source.parse("japanese-vowels")
+            metrics = runs.execute(runs.prepare(source, {**changes, "seed": seed}, output))
             found.append(metrics)
             print(
                 f"| {seed} | {metrics['test_accuracy']:.2%} | {metrics['test_loss']:.4f} "

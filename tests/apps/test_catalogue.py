@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
+import torch
 
 import cellwright as cw
+from cellwright.errors import EngineError
 
 
 def test_cells_lists_all(call):
@@ -35,6 +39,45 @@ def test_latex_and_plan(call):
     assert "backward of gru" in call("cells", "gru", "--plan").out
 
 
+PARTS = ["forward: the loop over time", "backward: the loop over time", "backward: inputs"]
+
+
+@pytest.mark.parametrize(("form", "mark"), [("--llvm", "; "), ("--asm", "# ")])
+def test_loops_as_llvm_ir_and_assembler(call, form, mark):
+    out = call("cells", "gru", "--input-size", 3, "--hidden-size", 5, form).out
+    heads = [line for line in out.splitlines() if line.startswith(f"{mark}gru, ")]
+    assert len(heads) == len(PARTS)
+    for line, part in zip(heads, PARTS, strict=True):
+        assert line.startswith(f"{mark}gru, {part}")
+    assert out.count("define void @run(") == (3 if form == "--llvm" else 0)
+    assert out.count("\nrun:\n") == (3 if form == "--asm" else 0)
+    assert "parameter.b.z" in out  # among the arguments
+
+
+def test_loops_depend_on_the_sizes(call):
+    arguments = ("cells", "lstm_projection", "--hidden-size", 6, "--llvm")
+    half, named, other = (
+        call(*arguments, *more).out
+        for more in ((), ("--size", "projection=3"), ("--size", "projection=2"))
+    )
+    assert half == named != other
+
+
+def test_loops_of_a_cell_of_one_s_own(call):
+    cell = f"{Path(__file__).parents[2] / 'examples' / 'my_cell.py'}:calm_gru"
+    out = call("cells", cell, "--input-size", 3, "--hidden-size", 5, "--llvm").out
+    assert out.startswith("; calm_gru, forward: ")
+
+
+def test_a_recurrence_that_the_cpu_engine_cannot_run_has_no_listing():
+    from cellwright.engines.cpu import listing
+
+    layer = cw.nn.Recurrent("gru", 3, 4, precision="bf16")
+    signature = layer.signature(0, lengths=False, reset=False, trace=False)
+    with pytest.raises(EngineError, match=r"the cpu engine cannot run cell gru: .*bf16"):
+        listing(signature, assembly=True)
+
+
 def test_other_sizes(call, refused):
     out = call("cells", "lstm_projection", "--size", "projection=7").out
     assert "projection size 7" in out
@@ -46,7 +89,10 @@ def test_other_sizes(call, refused):
 def test_wrong_names(refused, tmp_path):
     refused("no cell is named 'lsmt' in the catalogue; did you mean", "cells", "lsmt")
     refused("--latex: say of which cell", "cells", "--latex")
-    refused("exclude each other", "cells", "gru", "--latex", "--plan")
+    refused("--asm: say of which cell", "cells", "--asm")
+    refused("--latex and --plan exclude each other", "cells", "gru", "--latex", "--plan")
+    refused("--plan and --llvm exclude each other", "cells", "gru", "--llvm", "--plan")
+    refused("no size is named 'depth'", "cells", "gru", "--llvm", "--size", "depth=3")
     refused("Invalid value for '--hidden-size'", "cells", "--hidden-size", 0)
     (tmp_path / "mine.py").write_text("1 +")
     refused("mine.py", "cells", "mine.py:cell")
@@ -66,6 +112,32 @@ def test_doctor(call, monkeypatch):
     assert "engines: " in out
     assert "270 training and 370 test series" in out
     assert "CELLWRIGHT_DATA: /nowhere/at/all, which is not a folder" in out
+
+
+def test_doctor_tells_what_the_cpu_engine_compiles(call, monkeypatch, tmp_path):
+    monkeypatch.setenv("CELLWRIGHT_CACHE", str(tmp_path))
+    monkeypatch.delenv("CELLWRIGHT_CPU_FEATURES", raising=False)
+    threads = torch.get_num_threads()
+    out = call("doctor").out
+    assert f"-bit vectors, all features, {threads} thread" in out
+    assert f"compiled kernels: {tmp_path / 'kernels'}, 0 files, 0.0 MiB" in out
+    (tmp_path / "kernels").mkdir()
+    (tmp_path / "kernels" / "a").write_bytes(bytes(3 << 20))
+    monkeypatch.setenv("CELLWRIGHT_CPU_FEATURES", "avx2")
+    out = call("doctor").out
+    assert "cpu engine: 256-bit vectors, avx2 at most (CELLWRIGHT_CPU_FEATURES), " in out
+    assert f"compiled kernels: {tmp_path / 'kernels'}, 1 file, 3.0 MiB" in out
+
+
+def test_doctor_tells_what_is_wrong_with_the_cpu_engine(call, monkeypatch, tmp_path):
+    monkeypatch.setenv("CELLWRIGHT_CPU_FEATURES", "mmx")
+    monkeypatch.setenv("CELLWRIGHT_CACHE", "")
+    out = call("doctor").out
+    assert "cpu engine: cannot be used: CELLWRIGHT_CPU_FEATURES: expected nothing or 'avx2'" in out
+    assert "compiled kernels: not kept on disk, for CELLWRIGHT_CACHE is empty" in out
+    monkeypatch.setenv("CELLWRIGHT_CACHE", str(tmp_path))
+    (tmp_path / "kernels").write_text("")
+    assert f"{tmp_path / 'kernels'}, cannot be read: " in call("doctor").out
 
 
 def test_version(call):

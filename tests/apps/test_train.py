@@ -203,6 +203,25 @@ def test_a_cell_with_a_size_of_its_own(call, ts_file, refused):
     call("train", ts_file, *SMALL, *cell, "--size", "projection=3", "--output", "run")
 
 
+def test_the_engine_is_recorded_and_goes_on(call, refused, tmp_path, ts_file):
+    cell = ("--cell", "gru")
+    call("train", ts_file, *SMALL, *cell, "--engine", "reference", "--output", "asked")
+    call("train", ts_file, *SMALL, *cell, "--output", "suits")
+    for name, engine in (("asked", "reference"), ("suits", engines.names()[0])):
+        config = yaml.safe_load((tmp_path / name / "config.yaml").read_text())
+        metrics = json.loads((tmp_path / name / "metrics.json").read_text())
+        assert config["settings"]["engine"] == metrics["engine"] == engine
+    before = content(tmp_path / "asked")
+    for gone in ("metrics.json", "model.safetensors", "checkpoints/last.safetensors"):
+        (tmp_path / "asked" / gone).unlink()  # as if it had been killed in the first epoch
+    resume = ("train", "--resume", "--output", "asked")
+    refused("--engine: the run in asked has 'reference'", *resume, "--engine", "cpu")
+    assert "on the reference engine" in call(*resume).out
+    after = content(tmp_path / "asked")
+    assert after["model.safetensors"] == before["model.safetensors"]
+    assert json.loads(after["metrics.json"])["engine"] == "reference"
+
+
 def test_tensorboard(call, refused, tmp_path, ts_file, monkeypatch):
     pytest.importorskip("tensorboard", reason="TensorBoard is not installed")
     call("train", ts_file, *SMALL, "--tensorboard", "--output", "run")
@@ -228,6 +247,10 @@ def test_tensorboard(call, refused, tmp_path, ts_file, monkeypatch):
         (("train", "mine.ts", "--pooling", "sum"), "--pooling: expected one of last, mean"),
         (("train", "mine.ts", "--size", "projection"), "--size: expected NAME=N"),
         (("train", "mine.ts", "--cell", "no.py:cell"), "no.py"),
+        (
+            ("train", "mine.ts", "--engine", "warp"),
+            "--engine: expected one of cpu, reference, got 'warp'",
+        ),
         (("train", "mine.ts", "--test", "none.ts"), "none.ts: there is no such file"),
         (("train", "mine.ts", "--test-share", 2), "--test-share: expected a number above 0"),
         (("train", "mine.ts", "--output", "mine.ts"), "--output: mine.ts is a file"),

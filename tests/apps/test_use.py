@@ -11,6 +11,8 @@ import pytest
 import torch
 from apps.shell import SMALL, content, make_series
 
+import cellwright as cw
+from cellwright.nn.stack import RecurrentStack
 from cellwright.tasks.long_csv import write_long_csv
 from cellwright.tasks.ts_file import read_ts, write_ts
 from cellwright.train import storage
@@ -106,6 +108,25 @@ def test_columns_named_in_training_are_known_afterwards(call, csv_file):
     call("train", csv_file, *SMALL, *names, "--output", "run")
     assert "of 30 as labelled" in call("predict", "run", csv_file).out
     call("evaluate", "run", "--data", csv_file)
+
+
+def test_the_engine_is_the_run_s_own_or_the_one_asked_for(call, refused, run, ts_file):
+    ran = []
+
+    def seen(module, arguments, output):
+        if isinstance(module, RecurrentStack):
+            ran.append(cw.explain(module, arguments[0]).engine)
+
+    removed = torch.nn.modules.module.register_module_forward_hook(seen)
+    try:
+        for command in (("evaluate", run), ("predict", run, ts_file)):
+            call(*command)
+            call(*command, "--engine", "reference")
+            refused("--engine: expected one of cpu, reference, got ''", *command, "--engine", "")
+    finally:
+        removed.remove()
+    own = json.loads((run / "metrics.json").read_text())["engine"]
+    assert ran == [own, "reference", own, "reference"]
 
 
 def test_runs_that_cannot_be_used(call, refused, run, tmp_path, ts_file, monkeypatch):

@@ -5,6 +5,7 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
+from cellwright import engines
 from cellwright.errors import UsageError
 from cellwright.train.settings import POOLINGS, Settings
 
@@ -29,6 +30,7 @@ anything = st.builds(
     validation=shares,
     seed=st.integers(0, 2**32 - 1),
     threads=st.integers(1, 99),
+    engine=st.sampled_from([None, *engines.names()]),
 )
 
 
@@ -54,6 +56,7 @@ def test_settings_go_to_yaml_and_back(settings):
         ({"cell": ""}, "--cell: expected a name or path.py:cell, got ''"),
         ({"bidirectional": 1}, "--bidirectional: expected true or false, got 1"),
         ({"sizes": {"projection": 0}}, "size projection: expected a whole number, 1 or more"),
+        ({"engine": "warp"}, "--engine: expected one of cpu, reference, got 'warp'"),
         ({"sizes": 3}, "--size: expected names with numbers, got 3"),
     ],
 )

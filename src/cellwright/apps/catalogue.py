@@ -31,20 +31,26 @@ def cells(
     ] = None,
     latex: Annotated[bool, Option("--latex", help="The equations as LaTeX.")] = False,
     plan: Annotated[bool, Option("--plan", help="What is computed, forward and backward.")] = False,
+    llvm: Annotated[bool, Option("--llvm", help="The CPU engine's loops as LLVM IR.")] = False,
+    asm: Annotated[
+        bool, Option("--asm", help="The same loops as assembler of this machine.")
+    ] = False,
 ) -> None:
     """List the cells, or show one: equations, source, parameters."""
     from cellwright import cells as catalogue
 
     sizes = parse_sizes(size or [])
+    forms = {"--latex": latex, "--plan": plan, "--llvm": llvm, "--asm": asm}
+    chosen = [each for each, given in forms.items() if given]
     if name is None:
-        if latex or plan:
-            raise UsageError(f"--{'latex' if latex else 'plan'}: say of which cell")
+        if chosen:
+            raise UsageError(f"{chosen[0]}: say of which cell")
         specs = [catalogue.get(each) for each in catalogue.names()]
         _check_sizes(specs, sizes)
         _list(specs, input_size, hidden_size, sizes)
         return
-    if latex and plan:
-        raise UsageError("--latex and --plan exclude each other")
+    if len(chosen) > 1:
+        raise UsageError(f"{' and '.join(chosen)} exclude each other")
     spec = catalogue.load(name)
     if latex:
         show.say(spec.latex())
@@ -54,7 +60,10 @@ def cells(
         show.say(dump(spec).rstrip())
     else:
         _check_sizes([spec], sizes)
-        _show(spec, input_size, hidden_size, sizes)
+        if llvm or asm:
+            show.say(_listing(spec, input_size, hidden_size, sizes, assembly=asm).rstrip())
+        else:
+            _show(spec, input_size, hidden_size, sizes)
 
 
 def _check_sizes(specs: list[CellSpec], sizes: dict[str, int]) -> None:
@@ -115,6 +124,19 @@ def _show(spec: CellSpec, input_size: int, hidden_size: int, sizes: dict[str, in
     show.table({"parameter": "left", "shape": "left", "numbers": "right"}, rows)
     at = ", ".join(f"{name} size {value}" for name, value in resolved.items())
     show.say(f"\nAt {at}.")
+
+
+def _listing(
+    spec: CellSpec, input_size: int, hidden_size: int, sizes: dict[str, int], *, assembly: bool
+) -> str:
+    """The CPU engine's loops for one layer of the cell; no memory is taken for its weights."""
+    from cellwright.engines.cpu import listing
+    from cellwright.nn import Recurrent
+
+    others = _other_sizes(spec, hidden_size, sizes)
+    layer = Recurrent(spec, input_size, hidden_size, sizes=others, device="meta")
+    signature = layer.signature(0, lengths=False, reset=False, trace=False)
+    return listing(signature, assembly)
 
 
 def _lacks_year(spec: CellSpec) -> bool:

@@ -27,6 +27,7 @@ def doctor() -> None:
     show.say(f"features: {' '.join(features) or 'unknown'}")
     _devices()
     _engines()
+    _kernels()
     _data()
 
 
@@ -70,6 +71,35 @@ def _engines() -> None:
     from cellwright import engines
 
     show.say(f"engines: {', '.join(engines.names())}")
+
+
+def _kernels() -> None:
+    """What the CPU engine compiles for, and what it has compiled."""
+    from cellwright.engines.cpu import jit, threads
+    from cellwright.errors import EngineError
+
+    try:
+        limit = jit.features_limit()
+    except EngineError as error:
+        show.say(f"cpu engine: cannot be used: {error}")
+    else:
+        of = f"{limit} at most (CELLWRIGHT_CPU_FEATURES)" if limit else "all features"
+        width = 8 * jit.target(limit).width
+        show.say(f"cpu engine: {width}-bit vectors, {of}, {_plural(threads.count(), 'thread')}")
+    folder = jit.cache_folder()
+    if folder is None:
+        show.say("compiled kernels: not kept on disk, for CELLWRIGHT_CACHE is empty")
+        return
+    try:
+        sizes = [each.stat().st_size for each in folder.iterdir()] if folder.exists() else []
+        found = f"{_plural(len(sizes), 'file')}, {sum(sizes) / 2**20:.1f} MiB"
+    except OSError as error:
+        found = f"cannot be read: {error.strerror}"
+    show.say(f"compiled kernels: {folder}, {found}")
+
+
+def _plural(count: int, what: str) -> str:
+    return f"{count:,} {what}{'s' * (count != 1)}"
 
 
 def _data() -> None:

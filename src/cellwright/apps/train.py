@@ -18,7 +18,7 @@ _DEFAULT = Settings()
 _SETTINGS = (
     "cell", "hidden_size", "num_layers", "bidirectional", "pooling", "dropout", "epochs",
     "batch_size", "learning_rate", "weight_decay", "noise", "offset", "crop", "validation",
-    "seed", "threads",
+    "seed", "threads", "engine",
 )  # fmt: skip
 _MODEL, _TRAINING, _DATA, _RUN = "Model", "Training", "Data of your own", "Run"
 
@@ -84,6 +84,9 @@ def train(
     ] = _DEFAULT.validation,
     seed: Annotated[int, _option("Of weights, order, noise and splits.", _RUN)] = _DEFAULT.seed,
     threads: Annotated[int, _option("Threads of torch.", _RUN)] = _DEFAULT.threads,
+    engine: Annotated[
+        str | None, _option("What runs the cell: cpu or reference.", _RUN, "the one that suits")
+    ] = _DEFAULT.engine,
     output: Annotated[
         Path | None, _option("The run's folder.", _RUN, "runs/TASK-DATE-TIME")
     ] = None,

@@ -16,6 +16,11 @@ _Cell = Annotated[
     Option(help="path/to/file.py:cell, if the cell's file has moved.", show_default=False),
 ]
 
+_Engine = Annotated[
+    str | None,
+    Option(help="What runs the cell: cpu or reference.", show_default="the run's own"),
+]
+
 
 def evaluate(
     run: _Run,
@@ -27,11 +32,12 @@ def evaluate(
         ),
     ] = None,
     cell: _Cell = None,
+    engine: _Engine = None,
 ) -> None:
     """Measure a trained model on its test series, or on a labelled file."""
     from cellwright.tasks import use
 
-    found, description, name = use.evaluate(run, data, cell)
+    found, description, name = use.evaluate(run, data, cell, engine)
     show.say(f"{description.cell} trained on {description.task}, measured on {name}")
     show.table(
         {"series": "right", "accuracy": "right", "loss": "right"},
@@ -55,13 +61,14 @@ def predict(
     ] = None,
     rows: Annotated[int, Option(help="How many answers to show.", min=0)] = 40,
     cell: _Cell = None,
+    engine: _Engine = None,
 ) -> None:
     """Classify the series of a file with a trained model."""
     if output is not None and output.resolve() == file.resolve():
         raise UsageError(f"--output: {output} is the file to read; name another")
     from cellwright.tasks import use
 
-    found = use.predict(run, file, cell)
+    found = use.predict(run, file, cell, engine)
     labelled = found[0].label is not None
     columns = {"series": "left", "predicted": "left", "probability": "right"}
     columns |= {"label": "left"} if labelled else {}

@@ -20,7 +20,7 @@ from cellwright.train import curves, folder, objectives
 from cellwright.train.batches import seed_everything
 from cellwright.train.fit import NO_TENSORBOARD, fit
 from cellwright.train.folder import RunFolder
-from cellwright.train.measure import Measured, measure, threads
+from cellwright.train.measure import Measured, measure, run_as
 from cellwright.train.models import Description, save_model
 from cellwright.train.series import SeriesSet, split_stratified
 from cellwright.train.settings import Settings, option
@@ -83,7 +83,9 @@ def prepare(
     train, validation = _part(data, settings)
     _check_sizes(settings)
     # Built once before the folder is touched: what else is wrong with the cell is found here.
-    _describe(source, settings, train).build(cells.load(settings.cell))
+    model: Any = _describe(source, settings, train).build(cells.load(settings.cell))
+    # Recorded by its name, so that a resumed run goes on with the very same engine.
+    settings = settings.replace(engine=_engine(model, settings))
     if tensorboard:
         _require_tensorboard()
     made = folder.create(output, source.name, overwrite)
@@ -149,7 +151,7 @@ def execute(run: Run, console: Console | None = None) -> dict[str, Any]:
     Raises:
         CellwrightError: training diverged, or a file cannot be written.
     """
-    with threads(run.settings.threads):
+    with run_as(run.settings):
         return _execute(run, console)
 
 
@@ -163,7 +165,6 @@ def _execute(run: Run, console: Console | None) -> dict[str, Any]:
     model: Any = description.build(spec)
     frames = torch.cat([torch.from_numpy(each) for each in run.train.values])
     model.standardise.measure(frames)
-    explained = explain(model.recurrent, torch.zeros(2, 1, run.train.num_features))
     fitted = fit(
         model, objective, run.train, run.validation, description.classes, settings,
         run.folder.work, description.as_dict(),
@@ -174,7 +175,7 @@ def _execute(run: Run, console: Console | None) -> dict[str, Any]:
         "task": run.source.name,
         "cell": description.cell,
         "seed": settings.seed,
-        "engine": explained.engine,
+        "engine": _engine(model, settings),
         "metric": objective.metric_name,
         "parameters": sum(each.numel() for each in model.parameters()),
     }
@@ -196,6 +197,13 @@ def _execute(run: Run, console: Console | None) -> dict[str, Any]:
     folder.write_metrics(run.folder, metrics)
     run.folder.finish()
     return metrics
+
+
+def _engine(model: Any, settings: Settings) -> str:
+    """The name of the engine that runs the model."""
+    with run_as(settings):
+        x = torch.zeros(2, 1, model.recurrent.input_size)
+        return explain(model.recurrent, x).engine
 
 
 def as_metrics(part: str, found: Measured, metric_name: str) -> dict[str, float | int]:

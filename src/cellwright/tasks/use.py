@@ -13,7 +13,7 @@ from cellwright.tasks.long_csv import Columns
 from cellwright.tasks.sources import Source, conform_features, read_series
 from cellwright.train import folder, objectives
 from cellwright.train.folder import RunFolder
-from cellwright.train.measure import Measured, measure, outputs, threads
+from cellwright.train.measure import Measured, measure, outputs, run_as
 from cellwright.train.models import Description, load_model
 from cellwright.train.series import SeriesSet
 
@@ -22,6 +22,7 @@ def evaluate(
     run: str | os.PathLike[str],
     data: str | os.PathLike[str] | None = None,
     cell: str | None = None,
+    engine: str | None = None,
 ) -> tuple[Measured, Description, str]:
     """Measure a run's model on its own test series, or on a file.
 
@@ -29,6 +30,7 @@ def evaluate(
         run: the run's folder.
         data: a labelled file of the same form; None for the run's own test series.
         cell: where the cell is, if its file has moved.
+        engine: the name of the engine; None for the run's own.
 
     Returns:
         What was measured, what the model is, and what it was measured on.
@@ -45,7 +47,7 @@ def evaluate(
     else:
         series, name = _read_like(Path(data), description, config), str(data)
     objective = objectives.get(description.objective)
-    with threads(description.settings.threads):
+    with run_as(description.settings, engine):
         return measure(model, objective, series, description.classes), description, name
 
 
@@ -67,7 +69,10 @@ class Prediction:
 
 
 def predict(
-    run: str | os.PathLike[str], data: str | os.PathLike[str], cell: str | None = None
+    run: str | os.PathLike[str],
+    data: str | os.PathLike[str],
+    cell: str | None = None,
+    engine: str | None = None,
 ) -> list[Prediction]:
     """Classify the series of a file with a run's model.
 
@@ -75,13 +80,14 @@ def predict(
         run: the run's folder.
         data: a file of the same form as in training; labels are not needed.
         cell: where the cell is, if its file has moved.
+        engine: the name of the engine; None for the run's own.
 
     Raises:
         CellwrightError: the run or the file cannot be used.
     """
     model, description, found = _open(run, cell)
     series = _read_like(Path(data), description, folder.read_config(found))
-    with threads(description.settings.threads):
+    with run_as(description.settings, engine):
         probabilities = outputs(model, series).softmax(-1)
     best = probabilities.max(-1)
     return [

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
+from cellwright.engines import choice
 from cellwright.train.batches import Batches
 from cellwright.train.objectives import Objective
 from cellwright.train.series import SeriesSet
+from cellwright.train.settings import Settings, check_engine
 
 _BATCH = 64  # fixed: the last bits of a result may depend on the size of a batch
 
@@ -39,6 +41,20 @@ def threads(count: int) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
+
+
+@contextmanager
+def run_as(settings: Settings, engine: str | None = None) -> Iterator[None]:
+    """The threads and the engine that settings name; ``engine`` stands above theirs.
+
+    Raises:
+        UsageError: there is no such engine.
+    """
+    if engine is not None:
+        check_engine(engine)
+    wanted = engine or settings.engine
+    with threads(settings.threads), choice.engine(wanted) if wanted else nullcontext():
+        yield
 
 
 @torch.no_grad()

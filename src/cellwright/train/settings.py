@@ -36,6 +36,7 @@ class Settings:
         validation: share of the training series set apart to choose the best epoch by.
         seed: of weights, order, noise and splits.
         threads: torch's threads.
+        engine: the name of the engine; None for the one that suits.
 
     Raises:
         UsageError: a value is out of range; the message names the option.
@@ -63,6 +64,7 @@ class Settings:
     validation: float = 0.0
     seed: int = 0
     threads: int = 1
+    engine: str | None = None
 
     def __post_init__(self) -> None:
         for name in ("hidden_size", "num_layers", "epochs", "batch_size", "threads"):
@@ -82,6 +84,8 @@ class Settings:
             raise UsageError(f"--size: expected names with numbers, got {self.sizes!r}")
         for name, value in self.sizes.items():
             _check_whole(f"size {name}", value, 1)
+        if self.engine is not None:
+            check_engine(self.engine)
         object.__setattr__(self, "sizes", dict(self.sizes))
 
     def replace(self, **changes: Any) -> Settings:
@@ -142,6 +146,15 @@ def _check_number(name: str, value: object, low: float, high: float, open_ends: 
         lower = f"above {low:g}" if open_ends == "both" else f"{low:g} or more"
         upper = "" if high == math.inf else f" and below {high:g}"
         raise UsageError(f"{option(name)}: expected a number {lower}{upper}, got {value!r}")
+
+
+def check_engine(name: object) -> None:
+    """Raise `UsageError` unless there is an engine of that name."""
+    from cellwright import engines  # here, for it loads torch
+
+    known = engines.names()
+    if name not in known:
+        raise UsageError(f"--engine: expected one of {', '.join(known)}, got {name!r}")
 
 
 def check_share(name: str, value: float) -> None:

@@ -256,6 +256,23 @@ def _emit_job(
             )
 
 
+def blocks_end(e: Emitter, start: Value, end: Value, rows: int) -> Value:
+    """Where the blocks of so many rows end between two rows, the larger blocks coming first.
+
+    One or two rows alone would be slow, so the last of the largest blocks is left to smaller
+    ones if it leaves no more: 8 rows are 4 and 4 rather than 6 and 2.
+    """
+    b = e.b
+    left = b.sub(end, start)
+    count = b.sdiv(left, e.i64(rows))
+    if rows == ROW_BLOCKS[0]:
+        rest = b.srem(left, e.i64(rows))
+        few = b.and_(b.icmp_signed(">", rest, e.i64(0)), b.icmp_signed("<", rest, e.i64(3)))
+        fewer = b.and_(few, b.icmp_signed(">", count, e.i64(0)))
+        count = b.sub(count, b.zext(fewer, I64))
+    return b.add(start, b.mul(count, e.i64(rows)))
+
+
 def _rows_of_tiles(
     e: Emitter, m_from: Value, m_to: Value, n_from: Value, columns: Value, k_from: Value,
     k_here: Value, a: Value, a_k: Value, c: Value, c_row: Value, again: Value, panel: Value,
@@ -266,8 +283,7 @@ def _rows_of_tiles(
     width = VECTORS * lanes.count
     start: Value = m_from
     for rows in ROW_BLOCKS:
-        count = b.sdiv(b.sub(m_to, start), e.i64(rows))
-        stop = b.add(start, b.mul(count, e.i64(rows)))
+        stop = blocks_end(e, start, m_to, rows)
         with e.loop(start, stop, rows) as m:
             left = e.at(a, b.add(b.mul(k_from, a_k), m))
             target = e.at(c, b.add(b.mul(m, c_row), n_from))

@@ -10,7 +10,13 @@ from cellwright.engines.cpu.arrays import Array, Sources
 from cellwright.engines.cpu.evaluation import Evaluation
 from cellwright.engines.cpu.frame import Frame
 from cellwright.engines.cpu.ops import I32, Value
-from cellwright.engines.cpu.product import LINE, ROW_BLOCKS, call_by_rows, declare_pair
+from cellwright.engines.cpu.product import (
+    LINE,
+    ROW_BLOCKS,
+    blocks_end,
+    call_by_rows,
+    declare_pair,
+)
 from cellwright.engines.cpu.program import weights_slot
 from cellwright.engines.cpu.targets import Group, Target
 from cellwright.ir import Node
@@ -111,7 +117,7 @@ class Tiles:
         following = e.at(panel, e.i64(depth * width))
         start: Value = e.i64(0)
         for count in ROW_BLOCKS:
-            stop = b.add(start, b.mul(b.sdiv(b.sub(rows, start), e.i64(count)), e.i64(count)))
+            stop = blocks_end(e, start, rows, count)
             with e.loop(start, stop, count) as r:
                 passed = b.mul(b.sdiv(r, e.i64(ROW_BLOCKS[0])), e.i64(depth * line))
                 tile = e.at(self._tiles[position], b.mul(r, e.i64(self.stride)))
