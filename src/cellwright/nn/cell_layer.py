@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Mapping, Sequence, ValuesView
 from typing import Any
 
@@ -235,10 +236,12 @@ class CellLayer(RecurrentStack):
             return None
         if torch._C._are_functorch_transforms_active() or not self.settled():
             return None
-        stepper = self.__dict__.get("_stepper")
+        # Prepared steps have arguments that are filled in place: each thread has its own.
+        steppers = self.__dict__.setdefault("_stepper", {})
+        stepper = steppers.get(threading.get_ident())
         taken = None if stepper is None else stepper.step(x_t, state, self.own_parameters())
         if taken is None:
-            stepper = self.__dict__["_stepper"] = prepare(self, x_t, state)
+            stepper = steppers[threading.get_ident()] = prepare(self, x_t, state)
             taken = None if stepper is None else stepper.step(x_t, state, self.own_parameters())
         return None if taken is None else (taken[0], self._state_type(*taken[1]))
 

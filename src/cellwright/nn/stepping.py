@@ -34,7 +34,7 @@ class Stepper:
         self._step = prepared.step
         self._parameters = [(each, each.data_ptr(), each._version) for each in parameters]
         self._dtype = parameters[0].dtype
-        self._x_shape, self._state_shapes = x_shape, list(state_shapes)
+        self._shapes = [x_shape, *state_shapes]
 
     def step(
         self, x: Tensor, states: Sequence[Tensor], parameters: Iterable[Tensor | None]
@@ -43,21 +43,17 @@ class Stepper:
         for now, (then, place, version) in zip(parameters, self._parameters, strict=False):
             if now is not then or then._version != version or then.data_ptr() != place:
                 return None
-        if not self._fits(x, self._x_shape) or choice.is_asked_for():
-            return None
-        for each, shape in zip(states, self._state_shapes, strict=True):
-            if not self._fits(each, shape):
+        dtype = self._dtype
+        for each, shape in zip((x, *states), self._shapes, strict=True):
+            if (
+                type(each) is not Tensor
+                or each.shape != shape
+                or each.dtype is not dtype
+                or not each.is_contiguous()
+                or not each.is_cpu
+            ):
                 return None
-        return self._step(x, states)
-
-    def _fits(self, tensor: Any, shape: torch.Size) -> bool:
-        return (
-            type(tensor) is Tensor
-            and tensor.shape == shape
-            and tensor.dtype is self._dtype
-            and tensor.is_cpu
-            and tensor.is_contiguous()
-        )
+        return None if choice.is_asked_for() else self._step(x, states)
 
 
 def prepare(layer: CellLayer, x_t: Any, state: Any) -> Stepper | None:
