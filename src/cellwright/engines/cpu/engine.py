@@ -7,9 +7,9 @@ from collections.abc import Iterable, Sequence
 import torch
 from torch import Tensor
 
-from cellwright.engines.cpu import jit, threads
+from cellwright.engines.cpu import jit
 from cellwright.engines.cpu.arrays import Index
-from cellwright.engines.cpu.kernels import FUSE_FROM, kernels
+from cellwright.engines.cpu.kernels import kernels
 from cellwright.engines.cpu.runtime import Product, memory
 from cellwright.engines.cpu.streaming import Stream
 from cellwright.engines.protocol import Call, Cotangents, Gradients, Result
@@ -178,8 +178,7 @@ class _Run:
 
     def forward(self, *, keep: bool) -> Result:
         """Inputs for all steps at once, then the loop."""
-        fuse = self.rows >= FUSE_FROM * threads.count() and self.kernels.fusible
-        programs, inputs, loop = self.kernels.forward(keep, fuse)
+        programs, inputs, loop = self.kernels.forward(keep, self.kernels.fuses(self.rows))
         plan = self.plan.forward
         kept: dict[str, Tensor] = {}
         if keep:

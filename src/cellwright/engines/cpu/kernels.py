@@ -18,11 +18,11 @@ from cellwright.engines.cpu.sums import emit_sums
 from cellwright.engines.signature import Signature, parse
 from cellwright.ir import INPUT, Matrix, Node
 
-FUSE_BELOW = 300_000
-"""Bytes of weights of x up to which they are read again at every step."""
+FUSE_FROM = ((300_000, 4), (1 << 25, 10))
+"""Bytes of weights of x, and rows a thread from which it pays to read them at every step.
 
-FUSE_FROM = 4
-"""Rows a thread from which that is worth it."""
+Then nothing is written for all steps at once, which would be read again from memory.
+"""
 
 
 @dataclass(frozen=True)
@@ -94,18 +94,22 @@ class Kernels:
         }
 
     @cached_property
-    def fusible(self) -> bool:
-        """Whether products with x may be computed in the loop, and are small enough for it.
-
-        Then nothing is written for all steps at once; the weights of x are read at each step.
-        """
+    def fuse_from(self) -> int | None:
+        """Rows a thread from which products with x are computed in the loop; None for never."""
         sizes = self.signature.size
         weights = sum(
             sizes[p.type.rows] * sizes[p.type.columns]
             for p in self.signature.plan.parameters
             if isinstance(p.type, Matrix) and p.type.columns == INPUT
         )
-        return weights * (8 if self.double else 4) <= FUSE_BELOW and can_fuse(self.signature)
+        for limit, rows in FUSE_FROM:
+            if weights * (8 if self.double else 4) <= limit and can_fuse(self.signature):
+                return rows
+        return None
+
+    def fuses(self, rows: int) -> bool:
+        """Whether they are, for a batch of so many rows."""
+        return self.fuse_from is not None and rows >= self.fuse_from * threads.count()
 
     def forward(self, keep: bool, fuse: bool) -> tuple[Forward, Compiled | None, Compiled]:
         """The forward programs: what they are, inputs, loop."""

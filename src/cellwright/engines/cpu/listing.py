@@ -9,7 +9,7 @@ import torch
 from cellwright.engines.cpu import jit
 from cellwright.engines.cpu.body import emit
 from cellwright.engines.cpu.engine import CpuEngine
-from cellwright.engines.cpu.kernels import FUSE_FROM, Kernels
+from cellwright.engines.cpu.kernels import Kernels
 from cellwright.engines.cpu.program import Program
 from cellwright.engines.cpu.programs import backward, forward
 from cellwright.engines.signature import Signature
@@ -57,10 +57,11 @@ def listing(signature: Signature, assembly: bool) -> str:
 
 def _programs(signature: Signature) -> dict[str, Program]:
     """What runs where gradients are wanted, that of x included: title -> program, in order."""
-    fuse = Kernels(signature, double=False).fusible
+    rows = Kernels(signature, double=False).fuse_from
+    fuse = rows is not None
     there = forward(signature, keep=True, fuse=fuse)
     back = backward(signature, need_x=True)
-    inside = f", products with x inside (from {FUSE_FROM} rows a thread)" if fuse else ""
+    inside = f", products with x inside (from {rows} rows a thread)" if fuse else ""
     found = {
         "forward: inputs, for all steps at once": there.inputs,
         f"forward: the loop over time{inside}": there.loop,

@@ -21,7 +21,7 @@ LARGE_WEIGHTS, MANY_ROWS = 300_000, 48
 """Weights that do not fit a processor's own cache are better shared out than read by every
 thread, unless each thread has many rows to use them for."""
 
-ALONE_BELOW = 200_000
+ALONE_BELOW = 4_000_000
 """Multiplications in a whole run below which one thread does it."""
 
 KEEP_BELOW = 1 << 28

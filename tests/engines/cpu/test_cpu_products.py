@@ -1,0 +1,199 @@
+"""Products over all steps and rows, and weights put into the order of the micro-kernels."""
+
+import ctypes
+
+import pytest
+import torch
+from engines.cases import CATALOGUE, Shape, make_call
+from engines.cpu.cpu_cases import Guards, cast, poison
+
+from cellwright.engines.cpu import runtime, threads
+from cellwright.engines.cpu.kernels import kernels
+from cellwright.plan import StepOptions
+
+DTYPES = [torch.float32, torch.float64]
+both = pytest.mark.parametrize("dtype", DTYPES, ids=str)
+# Rows by 6, 4, 3, 2 and 1; columns in panels of four vectors of 16 or 8; k in blocks of 512.
+SIZES = [
+    (1, 1, 1), (5, 3, 7), (2, 17, 1), (6, 64, 512), (7, 65, 513), (13, 130, 1100), (8, 31, 3),
+    (25, 129, 40), (4, 128, 1024), (11, 9, 511),
+]  # fmt: skip
+
+
+def draw(guards, rows, columns, stride, dtype, whole_numbers=False):
+    """A matrix whose rows lie ``stride`` apart, with NaN between them."""
+    seed = 1000 * rows + columns
+    generator = torch.Generator().manual_seed(seed)
+    held = guards.empty(rows, stride, dtype=dtype)
+    if whole_numbers:
+        values = torch.randint(-8, 9, (rows, columns), generator=generator)
+    else:
+        values = torch.randn(rows, columns, generator=generator)
+    held[:, :columns] = values.to(dtype)
+    return held[:, :columns]
+
+
+def add(job, m, n, k, left, right, gradient, other=None, other_rows=(0, 0), shift=0):
+    job.add(
+        m, n, k, left.data_ptr(), left.stride(0), right.data_ptr(), right.stride(0),
+        gradient.data_ptr(), gradient.stride(0), 0 if other is None else other.data_ptr(),
+        other_rows, shift,
+    )  # fmt: skip
+
+
+def bound(left, right, before, dtype):
+    """How far a sum of k + 1 terms in any order, each by a fused step, may be off (Higham 2002)."""
+    k, unit = left.shape[0] + 1, torch.finfo(dtype).eps / 2
+    return k * unit / (1 - k * unit) * (left.abs().T @ right.abs() + before.abs()) * 1.01
+
+
+@both
+@pytest.mark.parametrize("size", SIZES, ids=str)
+def test_outer_products(size, dtype):
+    (m, n, k), guards = size, Guards()
+    left = draw(guards, k, m, m + 3, dtype)
+    right = draw(guards, k, n, n + 5, dtype)
+    gradient = draw(guards, m, n, n + 2, dtype)
+    before = gradient.double().clone()
+    job = runtime.Product(dtype == torch.float64)
+    add(job, m, n, k, left, right, gradient)
+    job.run()
+    guards.check()
+    one, other = left.double(), right.double()
+    limit = bound(one, other, before, dtype)
+    if dtype == torch.float64:  # the twin is off as well
+        limit = 2 * limit
+    assert ((gradient.double() - before - one.T @ other).abs() <= limit).all()
+
+
+@both
+@pytest.mark.parametrize("size", SIZES, ids=str)
+def test_whole_numbers_are_exact(size, dtype):
+    """Sums of whole numbers below 2**24 have no rounding at all."""
+    (m, n, k), guards = size, Guards()
+    left = draw(guards, k, m, m, dtype, whole_numbers=True)
+    right = draw(guards, k, n, n + 1, dtype, whole_numbers=True)
+    gradient = guards.zeros(m, n, dtype=dtype)
+    job = runtime.Product(dtype == torch.float64)
+    add(job, m, n, k, left, right, gradient)
+    job.run()
+    guards.check()
+    assert torch.equal(gradient.double(), left.double().T @ right.double())
+
+
+@both
+@pytest.mark.parametrize("reverse", [False, True])
+@pytest.mark.parametrize("steps, rows", [(1, 1), (1, 5), (4, 3), (7, 80)])
+def test_states_before_each_step(steps, rows, reverse, dtype):
+    """The right side is the initial state, then the states of the step before."""
+    m, n, guards = 7, 19, Guards()
+    every = steps * rows
+    left = draw(guards, every, m, m, dtype, whole_numbers=True)
+    states = draw(guards, every, n, n, dtype, whole_numbers=True)
+    initial = draw(guards, rows, n, n, dtype, whole_numbers=True) + 1
+    held = guards.copy(initial)
+    gradient = guards.zeros(m, n, dtype=dtype)
+    if reverse:
+        edge, shift = (every - rows, every), rows
+        expected = torch.cat([states[rows:], initial])
+    else:
+        edge, shift = (0, rows), -rows
+        expected = torch.cat([initial, states[: every - rows]])
+    job = runtime.Product(dtype == torch.float64)
+    add(job, m, n, every, left, states, gradient, held, edge, shift)
+    job.run()
+    guards.check()
+    assert torch.equal(gradient.double(), left.double().T @ expected.double())
+
+
+@both
+def test_several_jobs_and_threads(dtype, monkeypatch):
+    """Each job is shared out; the bits are those of one thread."""
+    monkeypatch.setattr(runtime, "ALONE_BELOW", 0)
+    teams = []
+    original = threads.launch
+
+    def launch(*given):
+        teams.append(given[-1])
+        original(*given)
+
+    monkeypatch.setattr(threads, "launch", launch)
+    found = []
+    for team in (1, 2, 3, 5):
+        torch.set_num_threads(team)
+        guards, gradients = Guards(), []
+        job = runtime.Product(dtype == torch.float64)
+        for m, n, k in SIZES:
+            left, right = draw(guards, k, m, m, dtype), draw(guards, k, n, n, dtype)
+            gradients.append(guards.zeros(m, n, dtype=dtype))
+            add(job, m, n, k, left, right, gradients[-1])
+        job.run()
+        guards.check()
+        found.append(gradients)
+    assert teams == [1, 2, 3, 5]
+    for other in found[1:]:
+        for one, two in zip(found[0], other, strict=True):
+            assert torch.equal(one, two)
+
+
+def test_no_jobs_are_no_work(monkeypatch):
+    def launch(*given):
+        raise AssertionError("nothing is to be launched")
+
+    monkeypatch.setattr(threads, "launch", launch)
+    runtime.Product(False).run()
+
+
+# --- packing -----------------------------------------------------------------------------------
+
+
+def packed_by_hand(compiled, weights, lanes):
+    """For each block of units and each column: the vectors of all targets, one after the other."""
+    numbers = []
+    for members in (group for groups in compiled.program.groups for group in groups):
+        sizes = compiled.program.sizes
+        units, step = sizes[members.size], members.blocks * lanes
+        rows = []
+        for target in members.targets:
+            parts = []
+            for product in target.products:
+                matrix = weights[product.inputs[0].attribute("name")]
+                blocks = matrix.chunk(product.inputs[0].matrix.blocks)
+                matrix = torch.block_diag(*blocks)
+                parts.append(matrix if product.op == "matvec" else matrix.T)
+            padded = torch.zeros(-(-units // step) * step, sum(p.shape[1] for p in parts))
+            padded[:units] = torch.cat(parts, dim=1)
+            rows.append(padded)
+        whole = torch.stack(rows)  # target, unit, column
+        for start in range(0, whole.shape[1], step):
+            numbers.append(whole[:, start : start + step].permute(2, 0, 1).reshape(-1))
+    return torch.cat(numbers)
+
+
+@pytest.mark.parametrize("team", [1, 3])
+@both
+@pytest.mark.parametrize(
+    "name, heads, hidden",
+    [("elman", 1, 5), ("lstm", 1, 33), ("gru_v1", 1, 16), ("lstm_projection", 1, 21),
+     ("lstm", 2, 20), ("lstm", 1, 170)],
+    ids=str,
+)  # fmt: skip
+def test_packing(name, heads, hidden, dtype, team):
+    """Forward, and backward with transposed matrices; units behind the last are zeros."""
+    torch.set_num_threads(team)
+    poison()
+    options = StepOptions(heads=heads)
+    call = cast(make_call(CATALOGUE[name], options, Shape(1, 2, 3, hidden), stacked=True), dtype)
+    weights = {
+        each.parameter: call.weights[each.tensor][each.start : each.stop].float()
+        for each in call.signature.slices
+    }
+    double = dtype == torch.float64
+    made = kernels(call.signature.text, double, "")
+    for compiled in (made.forward(True, False)[2], made.backward(True)[2]):
+        place = compiled._pack(call.weights, team)
+        count = compiled.packed
+        kind = ctypes.c_double if double else ctypes.c_float
+        found = torch.tensor((kind * count).from_address(place)[:], dtype=dtype)
+        expected = packed_by_hand(compiled, weights, 8 if double else 16)
+        assert torch.equal(found.float(), expected)
