@@ -4,6 +4,9 @@ Whatever the engine reads or writes lies between guards: a number read from behi
 NaN, and a number written there is noticed. Working memory holds NaN before every run.
 """
 
+import ctypes
+import mmap
+import os
 from contextlib import contextmanager
 from dataclasses import replace
 
@@ -56,6 +59,27 @@ class Guards:
                 assert intact.all(), "a number was written outside of its array"
 
 
+class Edges(Guards):
+    """Tensors that end where the process may not read: reading further ends the process."""
+
+    def empty(self, *shape, dtype=torch.float32):
+        shape = torch.Size(shape[0] if len(shape) == 1 and not isinstance(shape[0], int) else shape)
+        count = shape.numel()
+        size = count * torch.empty((), dtype=dtype).element_size()
+        page = mmap.PAGESIZE
+        room = -(-size // page) * page
+        held = mmap.mmap(-1, room + page)
+        place = ctypes.addressof(ctypes.c_char.from_buffer(held))
+        library = ctypes.CDLL(None, use_errno=True)
+        failed = library.mprotect(ctypes.c_void_p(place + room), ctypes.c_size_t(page), 0)
+        assert not failed, os.strerror(ctypes.get_errno())
+        if count == 0:
+            return torch.empty(shape, dtype=dtype)
+        # The tensor holds on to the memory.
+        found = torch.frombuffer(held, dtype=dtype, count=count, offset=room - size)
+        return found.fill_(float("nan") if dtype.is_floating_point else 1).view(shape)
+
+
 def poison():
     """Fill the working memory that is kept from call to call."""
     for held in runtime.memory._held.values():
@@ -63,9 +87,9 @@ def poison():
 
 
 @contextmanager
-def guarded():
+def guarded(kind=Guards):
     """Let the engine allocate between guards; checked at the end."""
-    guards = Guards()
+    guards = kind()
     modules = (engine_module, runtime)
     for module in modules:
         module.torch = guards
@@ -114,9 +138,9 @@ def by_engine(engine, call, cotangents=None):
     return results_of(result, call), gradients, cotangents
 
 
-def by_cpu(call, cotangents=None, *, unkept=True):
+def by_cpu(call, cotangents=None, *, unkept=True, kind=Guards):
     """As :func:`by_engine`, between guards; the run without keeping yields the very same."""
-    with guarded() as guards:
+    with guarded(kind) as guards:
         call = replace(
             call,
             x=guards.copy(call.x),

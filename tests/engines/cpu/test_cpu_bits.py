@@ -12,7 +12,7 @@ import llvmlite.binding as llvm
 import pytest
 import torch
 from engines.cases import CATALOGUE, Shape, make_call, options_for, results_of
-from engines.cpu.cpu_cases import ENGINE, assert_equal, by_cpu, cast, guarded
+from engines.cpu.cpu_cases import ENGINE, Guards, assert_equal, by_cpu, by_engine, cast
 from engines.test_backward import UNUSUAL
 
 from cellwright.engines import Cotangents
@@ -265,7 +265,7 @@ found = {name: by_cpu(call_of(name), each)[:2] for name, each in arriving.items(
 torch.save(found, sys.argv[2])
 """
     given, results = tmp_path / "arriving.pt", tmp_path / "found.pt"
-    names = ["lstm", "lstm in float64", "gru_v1", "projection", "slstm", "compared"]
+    names = ["lstm", "gru_v1", "projection", "slstm", "compared"]
     torch.save({name: expected(name)[2] for name in names}, given)
     environment = {
         **os.environ,
@@ -305,16 +305,28 @@ def test_each_limit_has_micro_kernels_of_its_own(monkeypatch):
 # --- twice the same ----------------------------------------------------------------------------
 
 
+def moved(guards, given):
+    """The same numbers at an address that only a single element is aligned to."""
+    room = guards.empty(given.numel() + 1, dtype=given.dtype)
+    return room[1:].view(given.shape).copy_(given)
+
+
 @every_call
-def test_twice_the_same(name):
+def test_any_address(name):
     """Nothing depends on where tensors lie, nor on what memory held."""
     call = call_of(name)
     check(call, name, "again")
-    with guarded() as guards:
-        room = guards.empty(call.x.numel() + 1, dtype=call.x.dtype)
-        moved = room[1:].view(call.x.shape).copy_(call.x)
-        found = results_of(ENGINE.forward(replace(call, x=moved), keep=True), call)
-    assert_equal(found, expected(name)[0], "x at another address")
+    guards = Guards()
+    call = replace(
+        call,
+        x=moved(guards, call.x),
+        states=[moved(guards, each) for each in call.states],
+        weights=[moved(guards, each) for each in call.weights],
+    )
+    results, gradients, cotangents = expected(name)
+    found = by_engine(ENGINE, call, cotangents)
+    assert_equal(found[0], results, "at other addresses")
+    assert_equal(found[1], gradients, "at other addresses")
 
 
 def test_other_bits_are_noticed():

@@ -119,7 +119,7 @@ def test_every_count_of_rows():
         compare(make_call(CATALOGUE["lstm"], StepOptions(), Shape(2, batch, 4, 6)))
 
 
-@pytest.mark.parametrize("hidden", [7, 8, 9, 15, 16, 31, 32, 48, 63, 64, 65])
+@pytest.mark.parametrize("hidden", [7, 8, 9, 15, 16, 32, 48, 63, 64, 65])
 def test_every_kind_of_edge_between_vectors(hidden):
     """Vectors have 8 or 16 units; a panel one to four of them."""
     dtype = torch.float64 if hidden % 2 else torch.float32
