@@ -132,7 +132,8 @@ class _Run:
             if each.op == "parameter":
                 place = slices[str(each.attribute("name"))]
                 weight = self.weights[place.tensor].detach()
-                found[each] = weight[place.start : place.stop]
+                # At the start of its memory: torch's products depend on the address.
+                found[each] = weight[place.start : place.stop].clone()
         return found
 
     def _compute_once(self) -> None:
