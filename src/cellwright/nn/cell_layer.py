@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Mapping, Sequence, ValuesView
+from threading import get_ident
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.compiler import is_compiling
 from torch.nn.utils.rnn import PackedSequence
 
 from cellwright.errors import InputError
@@ -18,6 +19,8 @@ from cellwright.nn.stack import RecurrentStack, pack_like, unpack
 from cellwright.nn.state import zeros
 from cellwright.nn.stepping import prepare
 from cellwright.plan import StepOptions, layer_parameters
+
+_tuple = tuple.__new__  # a named tuple of what is known to fit
 
 
 class CellLayer(RecurrentStack):
@@ -232,18 +235,16 @@ class CellLayer(RecurrentStack):
 
     def _quick_step(self, x_t: Tensor, state: Any) -> Any:
         """The step by the road prepared for it; None where there is no such road."""
-        if torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack():
-            return None
-        if torch._C._are_functorch_transforms_active() or not self.settled():
+        if is_compiling() or (self.training and not self.settled()):
             return None
         # Prepared steps have arguments that are filled in place: each thread has its own.
         steppers = self.__dict__.setdefault("_stepper", {})
-        stepper = steppers.get(threading.get_ident())
-        taken = None if stepper is None else stepper.step(x_t, state, self.own_parameters())
+        stepper = steppers.get(get_ident())
+        taken = None if stepper is None else stepper.step(x_t, state, self._parameters.values())
         if taken is None:
-            stepper = steppers[threading.get_ident()] = prepare(self, x_t, state)
-            taken = None if stepper is None else stepper.step(x_t, state, self.own_parameters())
-        return None if taken is None else (taken[0], self._state_type(*taken[1]))
+            stepper = steppers[get_ident()] = prepare(self, x_t, state)
+            taken = None if stepper is None else stepper.step(x_t, state, self._parameters.values())
+        return None if taken is None else (taken[0], _tuple(self._state_type, taken[1]))
 
     def own_parameters(self) -> ValuesView[Any]:
         """Its parameters as they are registered now."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -21,39 +21,61 @@ class Stepper:
     Args:
         prepared: by the engine.
         parameters: all of the layer, which are compared by identity, place and version.
-        x_shape, state_shapes: what a step takes.
+        tensors: x and the states, as a step takes them.
     """
 
     def __init__(
-        self,
-        prepared: PreparedSteps,
-        parameters: Sequence[Tensor],
-        x_shape: torch.Size,
-        state_shapes: Sequence[torch.Size],
+        self, prepared: PreparedSteps, parameters: Sequence[Tensor], tensors: Sequence[Tensor]
     ):
+        self._prepared = prepared  # what its step reads stays as long as it does
         self._step = prepared.step
         self._parameters = [(each, each.data_ptr(), each._version) for each in parameters]
-        self._dtype = parameters[0].dtype
-        self._shapes = [x_shape, *state_shapes]
+        self._alike = _comparison(tensors)
+        self._shapes, self._dtype = [each.shape for each in tensors], tensors[0].dtype
 
     def step(
         self, x: Tensor, states: Sequence[Tensor], parameters: Iterable[Tensor | None]
-    ) -> tuple[Tensor, list[Tensor]] | None:
+    ) -> tuple[Tensor, Sequence[Tensor]] | None:
         """Output and states after the step; None if anything, ``parameters`` too, has changed."""
         for now, (then, place, version) in zip(parameters, self._parameters, strict=False):
             if now is not then or then._version != version or then.data_ptr() != place:
                 return None
-        dtype = self._dtype
-        for each, shape in zip((x, *states), self._shapes, strict=True):
-            if (
-                type(each) is not Tensor
-                or each.shape != shape
-                or each.dtype is not dtype
-                or not each.is_contiguous()
-                or not each.is_cpu
-            ):
-                return None
-        return None if choice.is_asked_for() else self._step(x, states)
+        if choice.is_asked_for():
+            return None
+        if not self._alike(x, *states) and not _are_plain((x, *states), self._shapes, self._dtype):
+            return None
+        return self._step(x, states)
+
+
+def _comparison(tensors: Sequence[Tensor]) -> Callable[..., bool]:
+    """A quick test whether tensors are plain, and of the very shapes, strides and types of these.
+
+    It also tells whether torch runs under the same modes and transforms as now. torch's compiler
+    guards its programs with it.
+    """
+    sizes: Any = [list(each.shape) for each in tensors]  # torch's own stub has another type
+    strides: Any = [list(each.stride()) for each in tensors]
+    made = torch._C._dynamo.guards.TensorGuards(
+        *tensors, dynamic_dims_sizes=sizes, dynamic_dims_strides=strides
+    )
+    found: Callable[..., bool] = made.check
+    return found
+
+
+def _are_plain(
+    tensors: Sequence[Any], shapes: Sequence[tuple[int, ...]], dtype: torch.dtype
+) -> bool:
+    """Whether tensors have these shapes and are contiguous, and nothing watches torch."""
+    if torch._C._len_torch_dispatch_stack() or torch._C._are_functorch_transforms_active():
+        return False
+    return all(
+        type(each) is Tensor
+        and each.shape == shape
+        and each.dtype is dtype
+        and each.is_cpu
+        and each.is_contiguous()
+        for each, shape in zip(tensors, shapes, strict=True)
+    )
 
 
 def prepare(layer: CellLayer, x_t: Any, state: Any) -> Stepper | None:
@@ -69,9 +91,12 @@ def prepare(layer: CellLayer, x_t: Any, state: Any) -> Stepper | None:
         return None  # a weight is computed from others at every call
     like = weights[0][0]
     rows = x_t.shape[0]
-    shapes = [torch.Size((layer.num_layers, rows, size)) for size in layer.state_sizes]
-    fitting = [each.shape for each in state] == shapes and x_t.shape[1] == layer.input_size
-    if not fitting or rows == 0 or like.dtype not in (torch.float32, torch.float64):
+    shapes = [(layer.num_layers, rows, size) for size in layer.state_sizes]
+    wanted = [(rows, layer.input_size), *shapes]
+    tensors = [x_t, *state]
+    if rows == 0 or like.dtype not in (torch.float32, torch.float64):
+        return None
+    if not _are_plain(tensors, wanted, like.dtype):
         return None
     signatures = [
         layer.signature(number, lengths=False, reset=False, trace=False)
@@ -83,4 +108,4 @@ def prepare(layer: CellLayer, x_t: Any, state: Any) -> Stepper | None:
     prepared = choice.get(engines.pop()).stream(signatures, weights, rows, layer.state_sizes)
     if prepared is None:
         return None
-    return Stepper(prepared, parameters, x_t.shape, shapes)
+    return Stepper(prepared, parameters, tensors)

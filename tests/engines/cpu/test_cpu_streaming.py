@@ -53,25 +53,45 @@ def test_the_bits_of_the_whole_sequence(cell):
         check(layer, x, type(state)(*map(abs, state)))
 
 
-def test_weights_are_made_ready_once(monkeypatch):
-    """Or all of this file would be about the ordinary road."""
+@pytest.fixture
+def counts(monkeypatch):
+    """How often steps were made ready, and taken."""
     made, taken = [], []
-    prepare, step = streaming.Stream.__init__, streaming.Stream.step
+    prepare = streaming.Stream.__init__
 
-    def counted_prepare(self, *given):
+    def counted(self, *given):
         made.append(1)
         prepare(self, *given)
+        step = self.step
 
-    def counted_step(self, *given):
-        taken.append(1)
-        return step(self, *given)
+        def counted_step(*given):
+            taken.append(1)
+            return step(*given)
 
-    monkeypatch.setattr(streaming.Stream, "__init__", counted_prepare)
-    monkeypatch.setattr(streaming.Stream, "step", counted_step)
+        self.step = counted_step
+
+    monkeypatch.setattr(streaming.Stream, "__init__", counted)
+    return lambda: (len(made), len(taken))
+
+
+def test_weights_are_made_ready_once(counts):
+    """Or all of this file would be about the ordinary road."""
     layer = make("lstm", num_layers=2)
     stream(layer, randn(5, 2, I))
     stream(layer, randn(3, 2, I))
-    assert (len(made), len(taken)) == (1, 8)
+    assert counts() == (1, 8)
+
+
+def test_strides_of_a_single_row_do_not_matter(counts):
+    layer = make("lstm")
+    x = randn(6, 1, I)
+    first, _ = stream(layer, x)
+    with torch.no_grad():
+        state = layer.initial_state(1)
+        for t, y in enumerate(first):
+            y_t, state = layer.step(x[t] if t % 2 else x.transpose(0, 1)[:, t], state)
+            assert torch.equal(y_t, y)
+    assert counts() == (1, 12)
 
 
 @pytest.mark.parametrize("team", [2, 3])

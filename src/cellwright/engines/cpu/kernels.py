@@ -127,13 +127,22 @@ class Kernels:
         no_inputs = not plan.forward.inputs or can_fuse(self.signature)
         return no_inputs and not plan.forward.once and not plan.graph.streams
 
+    @cached_property
+    def step_slots(self) -> tuple[str, ...]:
+        """The first arguments of :meth:`step`: x, the output, the states before and after it."""
+        names = [each.name for each in self.signature.plan.graph.states]
+        before, after = [f"initial.{n}" for n in names], [f"state.{n}" for n in names]
+        return ("x", "output", *before, *after)
+
     def step(self) -> Compiled:
-        """The loop for single steps."""
+        """The loop for single steps; its arguments begin with :attr:`step_slots`."""
 
         def make() -> Any:
             fuse = bool(self.signature.plan.forward.inputs)
-            programs = forward(self.signature, keep=False, fuse=fuse, apart=True)
-            return self._compile(programs.loop)
+            loop = forward(self.signature, keep=False, fuse=fuse, apart=True).loop
+            for name in self.step_slots:
+                loop.slot(name)
+            return self._compile(loop)
 
         found: Compiled = self._keep("step", make)
         return found

@@ -123,20 +123,21 @@ class Compiled:
 
     def prepare(
         self, weights: Sequence[Tensor], rows: int
-    ) -> tuple[ctypes.Array[ctypes.c_int64], list[Tensor]]:
+    ) -> tuple[ctypes.Array[ctypes.c_int64], int, list[Tensor]]:
         """Arguments for single steps with these weights: all but the arrays of a step.
 
         Returns:
-            the arguments, and the memory that they point into.
+            the arguments, their address, and the memory that they point into.
         """
         slots = self.program.slots
         values = (ctypes.c_int64 * (len(slots) + 32))()
+        place_of_values = ctypes.addressof(values)
         packed = torch.empty(max(self.packed, 1), dtype=self.dtype)
         if self.packed:
             base = self._pack(weights, threads.count())
             ctypes.memmove(packed.data_ptr(), base, self.packed * self.width)
         held = [packed]
-        values[slots["barrier"]] = ctypes.addressof(values) + 8 * (len(slots) + 8)
+        values[slots["barrier"]] = place_of_values + 8 * (len(slots) + 8)
         values[slots["steps"]] = 1
         values[slots["rows"]] = rows
         values[slots["ring"]] = 1
@@ -150,7 +151,7 @@ class Compiled:
                 skipped = weight.start * weight.columns * self.width
                 address = weights[weight.tensor].data_ptr() + skipped
                 values[slots[f"parameter.{name}"]] = address
-        return values, held
+        return values, place_of_values, held
 
     def _arguments(
         self, at: Addresses, packed: int, steps: int, rows: int, reverse: bool, ring: bool

@@ -2,58 +2,57 @@
 
 from __future__ import annotations
 
-import ctypes
-from collections.abc import Sequence
+import struct
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from cellwright.engines.cpu import jit, threads
-from cellwright.engines.cpu.kernels import kernels
-from cellwright.engines.cpu.runtime import SHARE_FROM, Compiled
+from cellwright.engines.cpu import jit
+from cellwright.engines.cpu.kernels import Kernels, kernels
+from cellwright.engines.cpu.runtime import SHARE_FROM
+from cellwright.engines.cpu.threads import Prepared
 from cellwright.engines.signature import Signature
 
-_empty = torch.empty_strided
+_address = Tensor.data_ptr
+
+
+def _plain_empty(shape: Sequence[int], strides: Sequence[int], dtype: torch.dtype) -> Tensor:
+    return torch.empty_strided(shape, strides, dtype=dtype)
+
+
+# What compiled programs of torch allocate with: the same, with less of Python around it.
+_empty: Callable[..., Tensor] = getattr(
+    getattr(getattr(torch._C, "_dynamo", None), "guards", None), "_empty_strided_cpu", _plain_empty
+)
 
 
 class LayerStep:
     """One layer's step, for one size of batch, with the weights as they are now.
 
     Args:
-        compiled: the loop, with the products of x inside.
-        names: of the states.
+        made: the layer's kernels.
         weights: the layer's weights.
         rows: of the batch.
+
+    Attributes:
+        shared: its units are shared out to all threads.
+        fill: ``fill(arguments, 0, *addresses)`` of x, the output, every state before the step and
+            every state after it.
+        arguments: where they are filled in.
+        run: makes the step.
     """
 
-    def __init__(
-        self, compiled: Compiled, names: Sequence[str], weights: Sequence[Tensor], rows: int
-    ):
+    def __init__(self, made: Kernels, weights: Sequence[Tensor], rows: int):
         self._weights = [each.detach().contiguous() for each in weights]
-        self.arguments, self._held = compiled.prepare(self._weights, rows)
-        slots = compiled.program.slots
-        self.x, self.output = slots["x"], slots["output"]
-        self.states = [(slots.get(f"initial.{name}"), slots[f"state.{name}"]) for name in names]
-        self.call = ctypes.CFUNCTYPE(None, ctypes.c_void_p, *[ctypes.c_int64] * 4)(compiled.address)
-        self._address, self.place = compiled.address, ctypes.addressof(self.arguments)
-        self.rows = rows
+        compiled = made.step()
+        self.arguments, place, self._held = compiled.prepare(self._weights, rows)
         self.shared = rows * compiled.work >= SHARE_FROM
-        self._code = compiled  # keeps the machine code where it is
-
-    def run(self, x: int, output: int, states: Sequence[tuple[int, int]]) -> None:
-        """One step; addresses of x, of the output, and of every state before and after."""
-        arguments = self.arguments
-        arguments[self.x] = x
-        arguments[self.output] = output
-        for (before, after), (old, new) in zip(self.states, states, strict=True):
-            if before is not None:
-                arguments[before] = old
-            arguments[after] = new
-        if self.shared:
-            team = threads.count()
-            threads.launch(self._address, self.place, self.rows, threads.SHARES, team)
-        else:
-            self.call(self.place, 0, self.rows, 0, 1)
+        self.fill = struct.Struct(f"{len(made.step_slots)}q").pack_into
+        launch = Prepared(compiled.address, place, rows, shared=self.shared)
+        self.run = launch.run
+        self._kept = compiled, launch  # the machine code and the launch stay where they are
 
 
 class Stream:
@@ -64,6 +63,9 @@ class Stream:
         weights: of each layer.
         rows: of the batch.
         sizes: units of each state.
+
+    Attributes:
+        step: the output and the states after a step, of contiguous tensors x and states.
     """
 
     def __init__(
@@ -73,53 +75,45 @@ class Stream:
         rows: int,
         sizes: Sequence[int],
     ):
-        dtype = weights[0][0].dtype
-        double = dtype == torch.float64
-        names = [each.name for each in signatures[0].plan.graph.states]
+        self._dtype = weights[0][0].dtype
+        double = self._dtype == torch.float64
         self._layers = [
-            LayerStep(kernels(each.text, double, jit.features_limit()).step(), names, held, rows)
+            LayerStep(kernels(each.text, double, jit.features_limit()), held, rows)
             for each, held in zip(signatures, weights, strict=True)
         ]
-        self._width = 8 if double else 4
         self._output = (rows, sizes[0]), (sizes[0], 1)
         count = len(signatures)
         self._shapes = [((count, rows, size), (rows * size, size, 1)) for size in sizes]
-        self._steps = [rows * size * self._width for size in sizes]
-        self._dtype = dtype
-        if count == 1 and len(sizes) <= 2 and not self._layers[0].shared:
-            self.step = self._step_once  # type: ignore[method-assign]
-        self._between = [torch.empty((rows, sizes[0]), dtype=dtype) for _ in range(count - 1)]
+        self._steps = [rows * size * self._dtype.itemsize for size in sizes]
+        self._between = [torch.empty((rows, sizes[0]), dtype=self._dtype) for _ in range(count - 1)]
+        self.step = self._in_turn if count > 1 else self._single()
 
-    def _step_once(self, x: Tensor, states: Sequence[Tensor]) -> tuple[Tensor, list[Tensor]]:
-        """The same for one small layer, where every microsecond counts."""
-        dtype, layer = self._dtype, self._layers[0]
-        output = _empty(*self._output, dtype=dtype)
-        after = [_empty(*shape, dtype=dtype) for shape in self._shapes]
-        arguments = layer.arguments
-        arguments[layer.x] = x.data_ptr()
-        arguments[layer.output] = output.data_ptr()
-        for (before, following), old, new in zip(layer.states, states, after, strict=True):
-            if before is not None:
-                arguments[before] = old.data_ptr()
-            arguments[following] = new.data_ptr()
-        layer.call(layer.place, 0, layer.rows, 0, 1)
-        return output, after
+    def _single(self) -> Callable[[Tensor, Sequence[Tensor]], tuple[Tensor, list[Tensor]]]:
+        """The same for one layer, where every microsecond counts: nothing is looked up."""
+        (layer,), (shape, strides) = self._layers, self._output
+        dtype, shapes, arguments = self._dtype, self._shapes, self._layers[0].arguments
+        fill, run = layer.fill, layer.run
 
-    def step(self, x: Tensor, states: Sequence[Tensor]) -> tuple[Tensor, list[Tensor]]:
-        """The output and the states after a step; ``x`` and ``states`` are contiguous."""
-        dtype = self._dtype
-        output = _empty(*self._output, dtype=dtype)
-        after = [_empty(*shape, dtype=dtype) for shape in self._shapes]
-        pairs = [(old.data_ptr(), new.data_ptr()) for old, new in zip(states, after, strict=True)]
-        source = x.data_ptr()
-        last = len(self._layers) - 1
-        for number, layer in enumerate(self._layers):
-            into = output.data_ptr() if number == last else self._between[number].data_ptr()
-            if number:
-                pairs = [
-                    (old + step, new + step)
-                    for (old, new), step in zip(pairs, self._steps, strict=True)
-                ]
-            layer.run(source, into, pairs)
+        def step(x: Tensor, states: Sequence[Tensor]) -> tuple[Tensor, list[Tensor]]:
+            output = _empty(shape, strides, dtype)
+            after = [_empty(sizes, steps, dtype) for sizes, steps in shapes]
+            fill(arguments, 0, *map(_address, (x, output, *states, *after)))
+            run()
+            return output, after
+
+        return step
+
+    def _in_turn(self, x: Tensor, states: Sequence[Tensor]) -> tuple[Tensor, list[Tensor]]:
+        output = _empty(*self._output, self._dtype)
+        after = [_empty(*each, self._dtype) for each in self._shapes]
+        before_at, after_at = [*map(_address, states)], [*map(_address, after)]
+        source: Any = x
+        for layer, into in zip(self._layers, [*self._between, output], strict=True):
+            layer.fill(
+                layer.arguments, 0, source.data_ptr(), into.data_ptr(), *before_at, *after_at
+            )
+            layer.run()
+            before_at = [place + step for place, step in zip(before_at, self._steps, strict=True)]
+            after_at = [place + step for place, step in zip(after_at, self._steps, strict=True)]
             source = into
         return output, after

@@ -11,8 +11,10 @@ import ctypes
 import os
 import platform
 import threading
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from functools import lru_cache
+from dataclasses import dataclass
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -55,15 +57,19 @@ def _openmp() -> ctypes.CDLL | None:
     for path in sorted(paths, key=lambda path: ("/torch/" not in path, path)):
         library = ctypes.CDLL(path)
         if hasattr(library, "GOMP_parallel") and hasattr(library, "omp_get_thread_num"):
+            addresses = [ctypes.c_void_p, ctypes.c_void_p]
+            library.GOMP_parallel.argtypes = [*addresses, ctypes.c_uint, ctypes.c_uint]
+            library.GOMP_parallel.restype = None
             return library
     return None
 
 
 def _runtime_module() -> str:
-    """Barrier, and the function that each thread of a team begins with."""
+    """Barrier, and the functions that a thread of a team, or a thread alone, begins with."""
     module = ir.Module("cellwright_runtime")
     _emit_barrier(module)
     _emit_member(module)
+    _emit_alone(module)
     return str(module)
 
 
@@ -125,37 +131,62 @@ class _Callee:
         self.get_reference = address.get_reference
 
 
-def _emit_member(module: ir.Module) -> None:
-    """``cellwright_member(job)``: take this thread's part of a job and run it.
+_RUN_TYPE = ir.FunctionType(ir.VoidType(), [POINTER, I64, I64, I64, I64])
 
-    job = [address of run, its arguments, rows, how to share]
+
+def _begin(module: ir.Module, name: str) -> tuple[ir.IRBuilder, _Callee, list[Any]]:
+    """A function of a job = [address of run, its arguments, rows, how to share].
+
+    Returns:
+        where its code goes, the job's ``run``, and the job's other fields.
     """
-    function = ir.Function(module, ir.FunctionType(ir.VoidType(), [POINTER]), "cellwright_member")
+    function = ir.Function(module, ir.FunctionType(ir.VoidType(), [POINTER]), name)
     b = ir.IRBuilder(function.append_basic_block("entry"))
-    fields = [
+    run, arguments, rows, how = (
         b.load(b.gep(function.args[0], [ir.Constant(I64, k)], source_etype=I64), typ=I64, align=8)
         for k in range(4)
-    ]
-    run = b.inttoptr(fields[0], POINTER)
-    arguments = b.inttoptr(fields[1], POINTER)
+    )
+    callee = _Callee(b.inttoptr(run, POINTER), _RUN_TYPE)
+    return b, callee, [b.inttoptr(arguments, POINTER), rows, how]
+
+
+def _emit_alone(module: ir.Module) -> None:
+    """``cellwright_alone(job)``: run all of a job."""
+    b, run, (arguments, rows, _) = _begin(module, "cellwright_alone")
+    zero, one = ir.Constant(I64, 0), ir.Constant(I64, 1)
+    b.call(run, [arguments, zero, rows, zero, one])
+    b.ret_void()
+
+
+def _emit_member(module: ir.Module) -> None:
+    """``cellwright_member(job)``: take this thread's part of a job and run it."""
+    b, run, (arguments, rows, how) = _begin(module, "cellwright_member")
     asks = ir.FunctionType(I32, [])
     number = b.sext(b.call(ir.Function(module, asks, "omp_get_thread_num"), []), I64)
     team = b.sext(b.call(ir.Function(module, asks, "omp_get_num_threads"), []), I64)
-    by_rows = b.icmp_signed("==", fields[3], ir.Constant(I64, ROWS))
+    by_rows = b.icmp_signed("==", how, ir.Constant(I64, ROWS))
     zero, one = ir.Constant(I64, 0), ir.Constant(I64, 1)
-    first = b.sdiv(b.mul(number, fields[2]), team)
-    end = b.sdiv(b.mul(b.add(number, one), fields[2]), team)
-    kind = ir.FunctionType(ir.VoidType(), [POINTER, I64, I64, I64, I64])
-    b.call(_Callee(run, kind), [
+    first = b.sdiv(b.mul(number, rows), team)
+    end = b.sdiv(b.mul(b.add(number, one), rows), team)
+    b.call(run, [
         arguments,
-        b.select(by_rows, first, zero), b.select(by_rows, end, fields[2]),
+        b.select(by_rows, first, zero), b.select(by_rows, end, rows),
         b.select(by_rows, zero, number), b.select(by_rows, one, team),
     ])  # fmt: skip
     b.ret_void()
 
 
+@dataclass(frozen=True)
+class _Runtime:
+    """The compiled runtime, and where its functions begin."""
+
+    code: jit.Code
+    member: int
+    alone: int
+
+
 @lru_cache(maxsize=4)
-def _runtime(limit: str) -> tuple[jit.Code, int]:
+def _runtime(limit: str) -> _Runtime:
     library = _openmp()
     if library is not None:
         jit.bind_symbols(
@@ -166,7 +197,7 @@ def _runtime(limit: str) -> tuple[jit.Code, int]:
         )
     code = jit.compile_ir(_runtime_module(), limit)
     jit.bind_symbols({"cellwright_barrier": code.address("cellwright_barrier")})
-    return code, code.address("cellwright_member")
+    return _Runtime(code, code.address("cellwright_member"), code.address("cellwright_alone"))
 
 
 def provide() -> None:
@@ -206,8 +237,8 @@ def launch(address: int, arguments: int, rows: int, how: int, threads: int) -> N
     library = _openmp()
     if library is not None:
         job = (ctypes.c_int64 * 4)(address, arguments, rows, how)
-        _, member = _runtime(jit.features_limit())
-        library.GOMP_parallel(ctypes.c_void_p(member), job, threads, 0)
+        member = _runtime(jit.features_limit()).member
+        library.GOMP_parallel(member, ctypes.addressof(job), threads, 0)
         return
     # Shares wait for each other, so a team gets the whole pool or none of it.
     if not _pool_is_taken.acquire(blocking=False):
@@ -217,6 +248,45 @@ def launch(address: int, arguments: int, rows: int, how: int, threads: int) -> N
         _run_on_pool(_RUN(address), arguments, rows, how, min(threads, _WORKERS + 1))
     finally:
         _pool_is_taken.release()
+
+
+class Prepared:
+    """A launch with the same arguments again and again, with as little around it as can be.
+
+    Args:
+        address: of the compiled ``run``.
+        arguments: address of its arguments, which stay where they are.
+        rows: of the batch.
+        shared: the units are shared out to all threads; else one thread runs it, and keeps
+            Python's lock, for the loop is short.
+
+    Attributes:
+        run: launches it.
+    """
+
+    def __init__(self, address: int, arguments: int, rows: int, *, shared: bool):
+        self._runtime = _runtime(jit.features_limit())
+        self._job = (ctypes.c_int64 * 4)(address, arguments, rows, SHARES)
+        self._place = ctypes.addressof(self._job)
+        self.run: Callable[[], object]
+        if shared:
+            self._alone = ctypes.CFUNCTYPE(None, ctypes.c_void_p)(self._runtime.alone)
+            self.run = self._run_shared
+        else:
+            alone = ctypes.PYFUNCTYPE(None, ctypes.c_void_p)(self._runtime.alone)
+            self.run = partial(alone, self._place)
+
+    def _run_shared(self) -> None:
+        team, library = count(), _openmp()
+        if team == 1:
+            self._alone(self._place)
+        elif library is None:
+            address, arguments, rows, how = self._job
+            launch(address, arguments, rows, how, team)
+        else:
+            global _team_was_used
+            _team_was_used = True
+            library.GOMP_parallel(self._runtime.member, self._place, team, 0)
 
 
 def _run_on_pool(run: Any, arguments: int, rows: int, how: int, threads: int) -> None:
