@@ -71,9 +71,8 @@ def engine(name: str) -> Iterator[None]:
         _wanted.reset(token)
 
 
-def is_asked_for() -> bool:
-    """Whether this is inside a block that asks for an engine."""
-    return _wanted.get() is not None
+asked_for = _wanted.get
+"""The name of the engine that the surrounding block asks for; None outside of such blocks."""
 
 
 def choose(signature: Signature, device: torch.device, dtype: torch.dtype) -> Choice:

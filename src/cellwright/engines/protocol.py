@@ -105,10 +105,17 @@ class Engine(Protocol):
         self,
         signatures: Sequence[Signature],
         weights: Sequence[Sequence[Tensor]],
-        rows: int,
+        lead: Sequence[int],
         sizes: Sequence[int],
     ) -> PreparedSteps | None:
-        """Single steps of a stack of layers with the weights as they are; None if it has none."""
+        """Single steps of a stack of layers with the weights as they are; None if it has none.
+
+        Args:
+            signatures: of the layers, from the first.
+            weights: of each layer.
+            lead: the output is (*lead, size), which multiplies to the rows of the batch.
+            sizes: units of each state, which is (layers, rows, size).
+        """
 
 
 class PreparedSteps(Protocol):

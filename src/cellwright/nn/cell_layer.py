@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence, ValuesView
+from collections.abc import Mapping, Sequence
 from threading import get_ident
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.compiler import is_compiling
+from torch import Tensor, is_grad_enabled, nn
+from torch.compiler import is_dynamo_compiling as is_compiling
 from torch.nn.utils.rnn import PackedSequence
 
 from cellwright.errors import InputError
@@ -17,7 +17,6 @@ from cellwright.nn import init as initialisation
 from cellwright.nn import layout, masks
 from cellwright.nn.stack import RecurrentStack, pack_like, unpack
 from cellwright.nn.state import zeros
-from cellwright.nn.stepping import prepare
 from cellwright.plan import StepOptions, layer_parameters
 
 _tuple = tuple.__new__  # a named tuple of what is known to fit
@@ -89,6 +88,12 @@ class CellLayer(RecurrentStack):
     def layer_weights(self, layer: int, direction: int) -> list[Tensor]:
         """The tensors that hold the parameters of one layer and direction."""
         return [getattr(self, self._name(each.name, layer, direction)) for each in self._stored]
+
+    def own_weights(self, layer: int) -> list[Tensor] | None:
+        """A layer's weights, if they are registered parameters; else None."""
+        held = self.layer_weights(layer, 0)
+        own = [*self._parameters.values()]
+        return held if all(any(each is one for one in own) for each in held) else None
 
     def parameter(self, name: str, layer: int = 0, direction: int = 0) -> Tensor:
         """The weight of one parameter of the equations, as a view that can be written to.
@@ -207,10 +212,17 @@ class CellLayer(RecurrentStack):
             x_t: (B, input_size), or (input_size,) unbatched.
             state: as the last step returned it; None before the first.
         """
-        if type(state) is self._state_type and not torch.is_grad_enabled():
-            taken = self._quick_step(x_t, state)
-            if taken is not None:
-                return taken
+        if type(state) is self._state_type and not is_grad_enabled() and not is_compiling():
+            # Prepared steps have arguments that are filled in place: each thread has its own.
+            prepared = self._steps.get(get_ident())
+            if prepared is not None and not (self.training and self.draws()):
+                taken = prepared(x_t, state, self._parameters.values())
+                if taken is not None:
+                    return taken[0], _tuple(self._state_type, taken[1])
+            if isinstance(x_t, Tensor) and x_t.dim() == 2:
+                taken = self.prepare_step(x_t, state, (x_t.shape[0],))
+                if taken is not None:
+                    return taken[0], _tuple(self._state_type, taken[1])
         if self.bidirectional:
             raise InputError("step: a bidirectional layer needs the whole sequence")
         x_t = self.check_input(x_t)
@@ -232,27 +244,6 @@ class CellLayer(RecurrentStack):
         if batched:
             return y[0], self._state_type(*ended)
         return y[0, 0], self._state_type(*(each.squeeze(1) for each in ended))
-
-    def _quick_step(self, x_t: Tensor, state: Any) -> Any:
-        """The step by the road prepared for it; None where there is no such road."""
-        if is_compiling() or (self.training and not self.settled()):
-            return None
-        # Prepared steps have arguments that are filled in place: each thread has its own.
-        steppers = self.__dict__.setdefault("_stepper", {})
-        stepper = steppers.get(get_ident())
-        taken = None if stepper is None else stepper.step(x_t, state, self._parameters.values())
-        if taken is None:
-            stepper = steppers[get_ident()] = prepare(self, x_t, state)
-            taken = None if stepper is None else stepper.step(x_t, state, self._parameters.values())
-        return None if taken is None else (taken[0], _tuple(self._state_type, taken[1]))
-
-    def own_parameters(self) -> ValuesView[Any]:
-        """Its parameters as they are registered now."""
-        return self._parameters.values()
-
-    def settled(self) -> bool:
-        """Whether a step draws nothing at random."""
-        return not (self.training and (self.dropout or self.recurrent_dropout or self.zoneout))
 
     def _check_shape(self, x: Tensor) -> bool:
         """Whether ``x`` is batched; :class:`InputError` for shapes that fit neither way."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
+from threading import get_ident
 from typing import Any
 
 import torch
@@ -24,6 +25,7 @@ from cellwright.nn.arguments import (
     read_zoneout,
 )
 from cellwright.nn.state import check_state, read_state, state_type
+from cellwright.nn.stepping import Step, prepare
 from cellwright.plan import StepOptions, build, read_by_matrices
 
 SIGNATURE = "_signature_"  # first part of the attributes that hold a layer's signatures
@@ -81,6 +83,7 @@ class RecurrentStack(nn.Module):
         self._state_names = tuple(state.name for state in self.cell.states)
         self._state_sizes = tuple(resolved[state.size] for state in self.cell.states)
         self._state_type = state_type(self._state_names)
+        self._steps: dict[int, Step] = {}  # those of each thread of Python
 
     @property
     def num_directions(self) -> int:
@@ -165,12 +168,52 @@ class RecurrentStack(nn.Module):
         return {
             name: value
             for name, value in self.__dict__.items()
-            if name not in ("_state_type", "_stepper") and not name.startswith(SIGNATURE)
+            if name not in ("_state_type", "_steps") and not name.startswith(SIGNATURE)
         }
 
     def __setstate__(self, content: dict[str, Any]) -> None:
         super().__setstate__(content)
         self._state_type = state_type(self._state_names)
+        self._steps = {}
+
+    # Single steps ------------------------------------------------------------------------
+
+    def draws(self) -> bool:
+        """Whether a step in training draws something at random."""
+        return bool(self.dropout or self.recurrent_dropout or self.zoneout)
+
+    def quick_step(
+        self, x: Tensor, states: Sequence[Tensor], lead: tuple[int, ...]
+    ) -> tuple[Tensor, Sequence[Tensor]] | None:
+        """Output (*lead, size) and states after one step; None where there is no quick road.
+
+        No gradient is wanted, and nothing is being compiled. The step is made ready where it is
+        not, or not for these tensors, so what it takes has no need to be checked.
+        """
+        prepared = self._steps.get(get_ident())
+        if prepared is not None and not (self.training and self.draws()):
+            taken = prepared(x, states, self._parameters.values())
+            if taken is not None:
+                return taken
+        return self.prepare_step(x, states, lead)
+
+    def prepare_step(
+        self, x: Tensor, states: Sequence[Tensor], lead: tuple[int, ...]
+    ) -> tuple[Tensor, Sequence[Tensor]] | None:
+        """Make steps like this one ready, and take it; None where they cannot be."""
+        prepared = None if self.training and self.draws() else prepare(self, x, states, lead)
+        if prepared is None:
+            self._steps.pop(get_ident(), None)
+            return None
+        self._steps[get_ident()] = prepared
+        return prepared(x, states, self._parameters.values())
+
+    def own_weights(self, layer: int) -> list[Tensor] | None:
+        """A layer's weights, if they follow from its registered parameters; else None.
+
+        They do not where ``torch.nn.utils.parametrize`` computes them from others.
+        """
+        raise AssertionError("a subclass says how its weights lie")
 
     # Running -----------------------------------------------------------------------------
 

@@ -122,6 +122,13 @@ class StandardStack(RecurrentStack):
                 found.append(self._biases(each, suffix, like=found[0]))
         return found
 
+    def own_weights(self, layer: int) -> list[Tensor] | None:
+        """A layer's weights, if they follow from its registered parameters; else None."""
+        names = self.weight_names(layer, 0)
+        if any(type(self._parameters.get(name)) is not nn.Parameter for name in names):
+            return None
+        return self.layer_weights(layer, 0)
+
     def _biases(self, stored: layout.Stored, suffix: str, like: Tensor) -> Tensor:
         """The equations' biases, stacked, from torch.nn's two."""
         units = like.shape[0] // len(self._stored[0].members)

@@ -7,7 +7,8 @@ import warnings
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, is_grad_enabled
+from torch.compiler import is_dynamo_compiling as is_compiling
 from torch.nn.utils.rnn import PackedSequence
 
 from cellwright.errors import InputError, InputTypeError
@@ -106,6 +107,10 @@ class StandardLayer(StandardStack):
         trace: bool = False,
     ) -> Any:
         """Run over whole sequences: ``output, hx``, and a third result with ``trace=True``."""
+        if hx is not None and not (is_grad_enabled() or is_compiling() or trace):
+            taken = self._one_step(input, hx) if lengths is None and reset is None else None
+            if taken is not None:
+                return taken
         packed = input if isinstance(input, PackedSequence) else None
         given: Any = input if packed is None else packed.data
         x = self.check_input(given)
@@ -143,6 +148,19 @@ class StandardLayer(StandardStack):
         output = y if packed is None else pack_like(y, lengths, packed)
         after = ended[0] if len(ended) == 1 else tuple(ended)
         return (output, after, traced) if trace else (output, after)
+
+    def _one_step(self, x: Any, hx: Any) -> Any:
+        """The result for a sequence of a single step; None where there is no quick road."""
+        if type(x) is not Tensor or x.dim() != 3 or x.shape[1 if self.batch_first else 0] != 1:
+            return None
+        single = len(self._state_names) == 1
+        if type(hx) is not Tensor if single else type(hx) is not tuple or len(hx) != 2:
+            return None
+        taken = self.quick_step(x, (hx,) if single else hx, x.shape[:2])
+        if taken is None or self._autocast() is not None:
+            return None
+        output, after = taken
+        return output, after[0] if single else tuple(after)
 
     def _check_units(self, x: Tensor, axes: tuple[int, ...], meaning: str) -> None:
         if x.dim() not in axes:

@@ -1,7 +1,8 @@
-"""The quick road of ``layer.step``: prepared steps, as long as nothing about them changes."""
+"""The quick road of single steps: prepared ones, as long as nothing about them changes."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -12,39 +13,43 @@ from cellwright.engines import choice
 from cellwright.engines.protocol import PreparedSteps
 
 if TYPE_CHECKING:
-    from cellwright.nn.cell_layer import CellLayer
+    from cellwright.nn.stack import RecurrentStack
 
 
-class Stepper:
-    """Prepared steps of a layer, and what has to be as it was for them to be right.
+Step = Callable[
+    [Tensor, Sequence[Tensor], Iterable[Tensor | None]], tuple[Tensor, Sequence[Tensor]] | None
+]
+"""Output and states after a step of x, states and the layer's parameters as they are registered
+now; None if anything has changed since the step was prepared."""
+
+
+def _guarded(
+    prepared: PreparedSteps, parameters: Sequence[Tensor], tensors: Sequence[Tensor]
+) -> Step:
+    """A prepared step that sees to it that everything is as it was.
 
     Args:
         prepared: by the engine.
         parameters: all of the layer, which are compared by identity, place and version.
         tensors: x and the states, as a step takes them.
     """
-
-    def __init__(
-        self, prepared: PreparedSteps, parameters: Sequence[Tensor], tensors: Sequence[Tensor]
-    ):
-        self._prepared = prepared  # what its step reads stays as long as it does
-        self._step = prepared.step
-        self._parameters = [(each, each.data_ptr(), each._version) for each in parameters]
-        self._alike = _comparison(tensors)
-        self._shapes, self._dtype = [each.shape for each in tensors], tensors[0].dtype
+    remembered = [(each, each.data_ptr(), each._version) for each in parameters]
+    shapes, dtype = [each.shape for each in tensors], tensors[0].dtype
+    alike, run, asked_for = _comparison(tensors), prepared.step, choice.asked_for
 
     def step(
-        self, x: Tensor, states: Sequence[Tensor], parameters: Iterable[Tensor | None]
+        x: Tensor, states: Sequence[Tensor], parameters: Iterable[Tensor | None]
     ) -> tuple[Tensor, Sequence[Tensor]] | None:
-        """Output and states after the step; None if anything, ``parameters`` too, has changed."""
-        for now, (then, place, version) in zip(parameters, self._parameters, strict=False):
+        for now, (then, place, version) in zip(parameters, remembered, strict=False):
             if now is not then or then._version != version or then.data_ptr() != place:
                 return None
-        if choice.is_asked_for():
+        if asked_for() is not None:
             return None
-        if not self._alike(x, *states) and not _are_plain((x, *states), self._shapes, self._dtype):
+        if not alike(x, *states) and not _are_plain((x, *states), shapes, dtype):
             return None
-        return self._step(x, states)
+        return run(x, states)
+
+    return step
 
 
 def _comparison(tensors: Sequence[Tensor]) -> Callable[..., bool]:
@@ -78,34 +83,38 @@ def _are_plain(
     )
 
 
-def prepare(layer: CellLayer, x_t: Any, state: Any) -> Stepper | None:
-    """Make a layer's steps ready for states like these; None where that cannot be done.
+def prepare(
+    layer: RecurrentStack, x: Tensor, states: Sequence[Any], lead: tuple[int, ...]
+) -> Step | None:
+    """Make a layer's steps ready for tensors like these; None where that cannot be done.
 
     What does not fit the layer is left to the ordinary road, which explains it.
+
+    Args:
+        layer: whose steps they are.
+        x: (*lead, input), where ``lead`` multiplies to the batch.
+        states: (layers, batch, size) each.
+        lead: the axes of x and the output before the units.
     """
-    if layer.bidirectional or layer.spatial or not isinstance(x_t, Tensor) or x_t.dim() != 2:
+    if layer.bidirectional or layer.spatial:
         return None
-    weights = [layer.layer_weights(number, 0) for number in range(layer.num_layers)]
-    parameters = list(layer.own_parameters())
-    if any(not any(each is own for own in parameters) for held in weights for each in held):
-        return None  # a weight is computed from others at every call
-    like = weights[0][0]
-    rows = x_t.shape[0]
+    found = [layer.own_weights(number) for number in range(layer.num_layers)]
+    weights = [each for each in found if each is not None]
+    if len(weights) < layer.num_layers:
+        return None
+    dtype, rows = weights[0][0].dtype, math.prod(lead)
     shapes = [(layer.num_layers, rows, size) for size in layer.state_sizes]
-    wanted = [(rows, layer.input_size), *shapes]
-    tensors = [x_t, *state]
-    if rows == 0 or like.dtype not in (torch.float32, torch.float64):
-        return None
-    if not _are_plain(tensors, wanted, like.dtype):
+    tensors = [x, *states]
+    if rows == 0 or not _are_plain(tensors, [(*lead, layer.input_size), *shapes], dtype):
         return None
     signatures = [
         layer.signature(number, lengths=False, reset=False, trace=False)
         for number in range(layer.num_layers)
     ]
-    engines = {choice.choose(each, like.device, like.dtype).engine.name for each in signatures}
-    if len(engines) > 1 or not all(p.is_contiguous() for held in weights for p in held):
+    engines = {choice.choose(each, x.device, dtype).engine.name for each in signatures}
+    if len(engines) > 1 or not all(each.is_contiguous() for held in weights for each in held):
         return None
-    prepared = choice.get(engines.pop()).stream(signatures, weights, rows, layer.state_sizes)
-    if prepared is None:
+    made = choice.get(engines.pop()).stream(signatures, weights, lead, layer.state_sizes)
+    if made is None:
         return None
-    return Stepper(prepared, parameters, tensors)
+    return _guarded(made, [*layer.parameters(recurse=False)], tensors)

@@ -54,7 +54,7 @@ class CpuEngine:
         self,
         signatures: Sequence[Signature],
         weights: Sequence[Sequence[Tensor]],
-        rows: int,
+        lead: Sequence[int],
         sizes: Sequence[int],
     ) -> Stream | None:
         """Prepared single steps, or None where a step is more than one program."""
@@ -62,7 +62,7 @@ class CpuEngine:
         limit = jit.features_limit()
         if not all(kernels(each.text, double, limit).can_step for each in signatures):
             return None
-        return Stream(signatures, weights, rows, sizes)
+        return Stream(signatures, weights, lead, sizes)
 
 
 class _Run:

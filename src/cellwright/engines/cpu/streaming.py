@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import struct
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -26,6 +27,10 @@ def _plain_empty(shape: Sequence[int], strides: Sequence[int], dtype: torch.dtyp
 _empty: Callable[..., Tensor] = getattr(
     getattr(getattr(torch._C, "_dynamo", None), "guards", None), "_empty_strided_cpu", _plain_empty
 )
+
+
+def _strides(shape: Sequence[int]) -> tuple[int, ...]:
+    return tuple(math.prod(shape[axis + 1 :]) for axis in range(len(shape)))
 
 
 class LayerStep:
@@ -61,7 +66,7 @@ class Stream:
     Args:
         signatures: of the layers, from the first.
         weights: of each layer.
-        rows: of the batch.
+        lead: the output's axes before its units, which multiply to the batch.
         sizes: units of each state.
 
     Attributes:
@@ -72,16 +77,18 @@ class Stream:
         self,
         signatures: Sequence[Signature],
         weights: Sequence[Sequence[Tensor]],
-        rows: int,
+        lead: Sequence[int],
         sizes: Sequence[int],
     ):
+        rows = math.prod(lead)
         self._dtype = weights[0][0].dtype
         double = self._dtype == torch.float64
         self._layers = [
             LayerStep(kernels(each.text, double, jit.features_limit()), held, rows)
             for each, held in zip(signatures, weights, strict=True)
         ]
-        self._output = (rows, sizes[0]), (sizes[0], 1)
+        shape = (*lead, sizes[0])
+        self._output = shape, _strides(shape)
         count = len(signatures)
         self._shapes = [((count, rows, size), (rows * size, size, 1)) for size in sizes]
         self._steps = [rows * size * self._dtype.itemsize for size in sizes]
@@ -90,15 +97,15 @@ class Stream:
 
     def _single(self) -> Callable[[Tensor, Sequence[Tensor]], tuple[Tensor, list[Tensor]]]:
         """The same for one layer, where every microsecond counts: nothing is looked up."""
-        (layer,), (shape, strides) = self._layers, self._output
-        dtype, shapes, arguments = self._dtype, self._shapes, self._layers[0].arguments
-        fill, run = layer.fill, layer.run
+        (layer,) = self._layers
+        shapes, strides = zip(self._output, *self._shapes, strict=True)
+        dtypes = (self._dtype,) * len(shapes)
+        arguments, fill = layer.arguments, layer.fill
 
         def step(x: Tensor, states: Sequence[Tensor]) -> tuple[Tensor, list[Tensor]]:
-            output = _empty(shape, strides, dtype)
-            after = [_empty(sizes, steps, dtype) for sizes, steps in shapes]
+            output, *after = map(_empty, shapes, strides, dtypes)
             fill(arguments, 0, *map(_address, (x, output, *states, *after)))
-            run()
+            layer.run()  # by the layer, so that all it points into stays
             return output, after
 
         return step

@@ -50,7 +50,7 @@ class ReferenceEngine:
         self,
         signatures: Sequence[Signature],
         weights: Sequence[Sequence[Tensor]],
-        rows: int,
+        lead: Sequence[int],
         sizes: Sequence[int],
     ) -> None:
         """None: a step is an ordinary call."""
