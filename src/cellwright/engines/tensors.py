@@ -12,6 +12,8 @@ from torch import Tensor
 
 def own_precision(x: Tensor) -> AbstractContextManager[Any]:
     """Switches autocast off: it would compute parts of a recurrence in another dtype than x's."""
+    if not torch._C._is_any_autocast_enabled():
+        return nullcontext()
     kind = x.device.type
     if torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind):
         return torch.autocast(kind, enabled=False)

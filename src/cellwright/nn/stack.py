@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from functools import lru_cache
 from threading import get_ident
 from typing import Any
 
@@ -84,6 +83,7 @@ class RecurrentStack(nn.Module):
         self._state_sizes = tuple(resolved[state.size] for state in self.cell.states)
         self._state_type = state_type(self._state_names)
         self._steps: dict[int, Step] = {}  # those of each thread of Python
+        self._names: dict[tuple[Any, ...], str] = {}  # of the signatures' attributes
 
     @property
     def num_directions(self) -> int:
@@ -142,8 +142,14 @@ class RecurrentStack(nn.Module):
     # What it is given are whole numbers and truth values; others may be symbols in there.
     def _prepare(self, layer: int, lengths: bool, reset: bool, trace: bool, training: bool) -> str:
         """Build the signature of one layer, once, and tell the attribute in which it lies."""
-        options = self.step_options(lengths=lengths, reset=reset, trace=trace)
-        name = _attribute(layer, options)
+        asked = (
+            layer, lengths, reset, trace, training, self.recurrent_dropout > 0, self.zoneout,
+            self.layer_norm, self.heads, self.learn_initial_state, self.grad_clip, self.precision,
+        )  # fmt: skip
+        name = self._names.get(asked)
+        if name is None:
+            options = self.step_options(lengths=lengths, reset=reset, trace=trace)
+            name = self._names[asked] = _attribute(layer, options)
         if name not in self.__dict__:
             sizes = self.layer_sizes(layer)
             plan = build(self.cell, options)
@@ -168,13 +174,13 @@ class RecurrentStack(nn.Module):
         return {
             name: value
             for name, value in self.__dict__.items()
-            if name not in ("_state_type", "_steps") and not name.startswith(SIGNATURE)
+            if name not in ("_state_type", "_steps", "_names") and not name.startswith(SIGNATURE)
         }
 
     def __setstate__(self, content: dict[str, Any]) -> None:
         super().__setstate__(content)
         self._state_type = state_type(self._state_names)
-        self._steps = {}
+        self._steps, self._names = {}, {}
 
     # Single steps ------------------------------------------------------------------------
 
@@ -266,8 +272,8 @@ class RecurrentStack(nn.Module):
                 x = nn.functional.dropout(x, self.dropout, self.training)
         return (
             x,
-            [torch.stack(each) for each in ended],
-            {name: torch.stack(each) for name, each in traced.items()},
+            [_stacked(each) for each in ended],
+            {name: _stacked(each) for name, each in traced.items()},
         )
 
     def _streams(
@@ -343,10 +349,13 @@ class RecurrentStack(nn.Module):
         return bool(read_by_matrices(self.cell))
 
 
-@lru_cache(maxsize=512)
 def _attribute(layer: int, options: StepOptions) -> str:
     """A name for the attribute that holds a layer's signature under these options."""
     return f"{SIGNATURE}{layer}_{hashlib.sha256(repr(options).encode()).hexdigest()[:16]}"
+
+
+def _stacked(parts: list[Tensor]) -> Tensor:
+    return parts[0].unsqueeze(0) if len(parts) == 1 else torch.stack(parts)
 
 
 def unpack(packed: PackedSequence) -> tuple[Tensor, Tensor]:

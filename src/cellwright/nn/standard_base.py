@@ -108,7 +108,12 @@ class StandardStack(RecurrentStack):
 
     def reference_weight(self) -> Tensor:
         """A weight: its dtype and device are the layer's."""
-        weight: Tensor = getattr(self, "weight_ih" + self.suffix(0, 0))
+        return self._held("weight_ih" + self.suffix(0, 0))
+
+    def _held(self, name: str) -> Tensor:
+        """A weight by its name, which may be computed from others."""
+        found = self._parameters.get(name)
+        weight: Tensor = getattr(self, name) if found is None else found
         return weight
 
     def layer_weights(self, layer: int, direction: int) -> list[Tensor]:
@@ -117,7 +122,7 @@ class StandardStack(RecurrentStack):
         found = []
         for each in self._stored:
             if each.name in MATRICES:
-                found.append(getattr(self, MATRICES[each.name] + suffix))
+                found.append(self._held(MATRICES[each.name] + suffix))
             else:
                 found.append(self._biases(each, suffix, like=found[0]))
         return found
@@ -134,7 +139,7 @@ class StandardStack(RecurrentStack):
         units = like.shape[0] // len(self._stored[0].members)
         if not self.bias:
             return like.new_zeros(units * len(stored.members))
-        one, two = getattr(self, "bias_ih" + suffix), getattr(self, "bias_hh" + suffix)
+        one, two = self._held("bias_ih" + suffix), self._held("bias_hh" + suffix)
         added = 2 * one.shape[0] - units * len(stored.members)
         if added == one.shape[0]:
             return one + two
@@ -194,6 +199,8 @@ class StandardStack(RecurrentStack):
 
     def _autocast(self) -> torch.dtype | None:
         """The dtype of torch.autocast, where it is on and acts on the module's weights."""
+        if not torch._C._is_any_autocast_enabled():
+            return None
         like = self.reference_weight()
         kind = like.device.type
         if like.dtype == torch.float64 or not torch.amp.is_autocast_available(kind):

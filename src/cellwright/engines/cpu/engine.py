@@ -85,9 +85,8 @@ class _Run:
             each if each.is_contiguous() else each.contiguous() for each in call.weights
         ]
         bases = [each.data_ptr() for each in self.weights]
-        for name, place in self.kernels.weights.items():
-            skipped = place.start * place.columns * self.width
-            self.at[f"parameter.{name}"] = bases[place.tensor] + skipped
+        for slot, tensor, skipped in self.kernels.places:
+            self.at[slot] = bases[tensor] + skipped
         self.put("x", call.x)
         for name, state in zip(self.names, call.states, strict=True):
             self.put(f"initial.{name}", state)

@@ -94,6 +94,15 @@ class Kernels:
         }
 
     @cached_property
+    def places(self) -> list[tuple[str, int, int]]:
+        """The parameters' slots, the weight tensors that they lie in, and bytes before them."""
+        width = 8 if self.double else 4
+        return [
+            (f"parameter.{name}", place.tensor, place.start * place.columns * width)
+            for name, place in self.weights.items()
+        ]
+
+    @cached_property
     def fuse_from(self) -> int | None:
         """Rows a thread from which products with x are computed in the loop; None for never."""
         sizes = self.signature.size

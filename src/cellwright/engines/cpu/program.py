@@ -11,7 +11,7 @@ from cellwright.ir import ONE
 from cellwright.plan import Stage
 
 NUMBERS = ("steps", "rows", "reverse", "ring", "barrier")
-"""Arguments of every program: extents and switches of its loop."""
+"""Arguments of every program, in a row: extents and switches of its loop."""
 
 ENTRY = "run"
 """Name of the function that runs a program."""

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import ctypes
+import struct
 import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -56,8 +58,10 @@ class Weight:
     columns: int
 
 
-Addresses = Mapping[str, int]
+Addresses = dict[str, int]
 """Addresses of arrays by the names of a program's slots."""
+
+_extents = struct.Struct("4q").pack_into  # steps, rows, reverse, ring
 
 
 class Compiled:
@@ -86,9 +90,14 @@ class Compiled:
         self._temporaries = [
             (program.slots[name], name, stride) for name, stride in program.temporaries.items()
         ]
-        known = {*NUMBERS, *names, *program.temporaries}
-        self._pointers = [(p, name) for name, p in program.slots.items() if name not in known]
+        # Behind the weights stand the numbers, and behind those the arrays.
+        first = program.slots[NUMBERS[0]]
+        self._pointed = list(program.slots)[first + len(NUMBERS) :]
+        self._pointers = struct.Struct(f"{len(self._pointed)}q").pack_into
+        self._extents_at, self._pointers_at = 8 * first, 8 * (first + len(NUMBERS))
         self._weights = [weights[copy.parameter] for copy in self.copies]
+        self._in_blocks = any(copy.matrix.blocks > 1 for copy in self.copies)
+        self._packer = helper("pack", double) if self.packed else 0
         self._local = threading.local()
 
     def run(
@@ -157,34 +166,49 @@ class Compiled:
         self, at: Addresses, packed: int, steps: int, rows: int, reverse: bool, ring: bool
     ) -> int:
         """The address of the filled arguments; every thread of Python has its own."""
-        slots = self.program.slots
         local = self._local.__dict__
         values = local.get("arguments")
         if values is None:
             # Behind the arguments, the barrier's two numbers on cache lines of their own.
-            values = local["arguments"] = (ctypes.c_int64 * (len(slots) + 32))()
+            count = len(self.program.slots)
+            values = local["arguments"] = (ctypes.c_int64 * (count + 32))()
             local["address"] = ctypes.addressof(values)
-            values[slots["barrier"]] = local["address"] + 8 * (len(slots) + 8)
-        values[slots["steps"]] = steps
-        values[slots["rows"]] = rows
-        values[slots["reverse"]] = reverse
-        values[slots["ring"]] = 1 if ring else -1
+            values[self.program.slots["barrier"]] = local["address"] + 8 * (count + 8)
         for place, begin in self._begins.items():
             values[place] = packed + begin
-        for place, name, stride in self._temporaries:
-            values[place] = memory.take(name, rows * stride, self.dtype).data_ptr()
-        for place, name in self._pointers:
-            values[place] = at[name]
-        return int(local["address"])
+        _extents(values, self._extents_at, steps, rows, reverse, 1 if ring else -1)
+        for _, name, stride in self._temporaries:
+            at[name] = memory.take(name, rows * stride, self.dtype).data_ptr()
+        self._pointers(values, self._pointers_at, *[at[name] for name in self._pointed])
+        address: int = local["address"]
+        return address
 
     def _pack(self, weights: Sequence[Tensor], team: int) -> int:
         """Put the weights in order; returns the address of the first."""
-        target = memory.take("weights", self.packed, self.dtype)
-        base, fields = target.data_ptr(), len(packing.ARGUMENTS)
+        base = memory.take("weights", self.packed, self.dtype).data_ptr()
         local = self._local.__dict__
+        places = [base, *[each.data_ptr() for each in weights]]
+        held: list[Tensor] = []
+        if local.get("places") != places or self._in_blocks:
+            self._place_copies(local, places, weights, held)
+        team = team if self.packed > 100_000 else 1
+        threads.launch(self._packer, local["copies_at"], 1, threads.SHARES, team)
+        return base
+
+    def _place_copies(
+        self,
+        local: dict[str, Any],
+        places: list[int],
+        weights: Sequence[Tensor],
+        held: list[Tensor],
+    ) -> None:
+        """Say where the weights are and where they go; dense matrices are added to ``held``."""
+        base, *bases = places
+        fields = len(packing.ARGUMENTS)
         values = local.get("copies")
         if values is None:
             values = local["copies"] = (ctypes.c_int64 * (1 + fields * len(self.copies)))()
+            local["copies_at"] = ctypes.addressof(values)
             values[0] = len(self.copies)
             for number, (copy, weight) in enumerate(zip(self.copies, self._weights, strict=True)):
                 columns = weight.columns * copy.matrix.blocks
@@ -193,8 +217,6 @@ class Compiled:
                     0, *strides, copy.units, copy.depth, 0, copy.step, copy.block_stride,
                     copy.panel_row, copy.blocks,
                 ]  # fmt: skip
-        bases = [each.data_ptr() for each in weights]
-        held = []
         for number, (copy, weight) in enumerate(zip(self.copies, self._weights, strict=True)):
             place = 1 + fields * number
             if copy.matrix.blocks == 1:
@@ -204,10 +226,7 @@ class Compiled:
                 held.append(packing.dense(weights[weight.tensor], weight.start, copy))
                 values[place] = held[-1].data_ptr()
             values[place + 5] = base + copy.begin * self.width
-        team = team if self.packed > 100_000 else 1
-        address = helper("pack", self.double)
-        threads.launch(address, ctypes.addressof(values), 1, threads.SHARES, team)
-        return base
+        local["places"] = places
 
 
 @lru_cache(maxsize=16)
