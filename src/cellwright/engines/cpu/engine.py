@@ -10,6 +10,7 @@ from torch import Tensor
 from cellwright.engines.cpu import jit
 from cellwright.engines.cpu.arrays import Index
 from cellwright.engines.cpu.kernels import kernels
+from cellwright.engines.cpu.pages import empty
 from cellwright.engines.cpu.runtime import Product, memory
 from cellwright.engines.cpu.streaming import Stream
 from cellwright.engines.protocol import Call, Cotangents, Gradients, Result
@@ -113,7 +114,7 @@ class _Run:
         """Let a slot be new memory for a value of every step."""
         dtype = torch.bool if node.vector.boolean else self.dtype
         return self.put(
-            slot, torch.empty((self.steps, self.rows, self.sizes[node.size]), dtype=dtype)
+            slot, empty((self.steps, self.rows, self.sizes[node.size]), dtype)
         )
 
     def work(self, slot: str, elements: int) -> Tensor:
@@ -238,7 +239,7 @@ class _Run:
         loop.run(self.at, self.weights, self.steps, self.rows, reverse=self.call.reverse)
         d_x = None
         if need_x:
-            d_x = self.put("d_x", torch.empty(self.call.x.shape, dtype=self.dtype))
+            d_x = self.put("d_x", empty(self.call.x.shape, self.dtype))
             if "x" not in self.plan.backward.inputs.values:
                 d_x.zero_()
         if inputs is not None:

@@ -1,0 +1,46 @@
+"""Large arrays on large pages, where the system gives them to those who ask.
+
+Memory that is new to a process comes page by page, each on its first touch. For the arrays of a
+long sequence that costs as much as a good part of the computing; in pages of 2 MiB, little.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import sys
+from collections.abc import Callable
+from functools import lru_cache
+
+import torch
+
+LARGE_PAGE = 1 << 21
+FROM = 2 * LARGE_PAGE
+"""Bytes from which an array asks for large pages."""
+
+_MADV_HUGEPAGE = 14
+
+
+@lru_cache(maxsize=1)
+def _advise() -> Callable[[int, int, int], int] | None:
+    """The system's ``madvise``, where there are large pages to ask for."""
+    if not sys.platform.startswith("linux"):
+        return None
+    found = ctypes.CDLL(None).madvise
+    found.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
+    made: Callable[[int, int, int], int] = found
+    return made
+
+
+def empty(shape: tuple[int, ...] | torch.Size, dtype: torch.dtype) -> torch.Tensor:
+    """A contiguous tensor with anything in it."""
+    made = torch.empty(shape, dtype=dtype)
+    size = made.nbytes
+    if size >= FROM:
+        advise = _advise()
+        if advise is not None:
+            start = made.data_ptr()
+            first = -(-start // LARGE_PAGE) * LARGE_PAGE
+            end = (start + size) // LARGE_PAGE * LARGE_PAGE
+            # A hint: where the system refuses, the array stands on small pages as before.
+            advise(first, end - first, _MADV_HUGEPAGE)
+    return made
