@@ -211,7 +211,9 @@ class _Body:
                 place = e.at(self.frame.base(array), b.add(self.frame.offset(array, row), unit))
                 if array.boolean:
                     self._store_boolean(value, array, row, unit, mask)
-                elif mask is None:
+                    continue
+                self.frame.prefetch(array, place, write=True)
+                if mask is None:
                     e.store(value, place)
                 else:
                     e.masked_store(value, place, mask)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from llvmlite import ir
 
-from cellwright.engines.cpu.arrays import Array, Index
+from cellwright.engines.cpu.arrays import Array, Index, Kind
 from cellwright.engines.cpu.ops import I8, I64, POINTER, Emitter, Lanes, Value
 from cellwright.engines.cpu.program import ENTRY, NUMBERS, Program
 
@@ -62,6 +62,8 @@ class Frame:
         backwards = b.icmp_signed("!=", self.argument("reverse"), e.i64(0))
         self.t = b.select(backwards, b.sub(last, position), position)
         self._before = b.select(backwards, b.add(self.t, e.i64(1)), b.sub(self.t, e.i64(1)))
+        following = b.sub(last, b.add(i, e.i64(1))) if self.program.backward else b.add(i, e.i64(1))
+        self._following = b.select(backwards, b.sub(last, following), following)
         self._first = b.icmp_signed("==", position, e.i64(0))
         self._parity = b.and_(i, e.i64(1))
         self._bases = {}
@@ -92,6 +94,19 @@ class Frame:
                 start = moved(start, parity)
             self._bases[array] = start
         return self._bases[array]
+
+    def prefetch(self, array: Array, place: Value, *, write: bool = False) -> None:
+        """Bring near, for the following step, what lies at ``place`` of an array at this step.
+
+        What is read or written step after step is new to the processor's caches every time.
+        """
+        if array.index is not Index.TIME or array.kind is not Kind.ROWS or array.boolean:
+            return
+        b = self.e.b
+        ring = self._ring(array)
+        steps = b.sub(b.and_(self._following, ring), b.and_(self.t, ring))
+        rows = b.mul(self.argument("rows"), self.e.i64(array.stride))
+        self.e.prefetch(b.gep(place, [b.mul(steps, rows)], source_etype=self.lanes.element), write=write)
 
     def _ring(self, array: Array) -> Value:
         """All ones, or 1 for states of which only two steps are kept."""

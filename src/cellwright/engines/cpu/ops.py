@@ -130,10 +130,10 @@ class Emitter:
         place = 1 if "load" in name else 2
         return self.intrinsic(name, kind, [*arguments[:place], alignment, *arguments[place:]])
 
-    def prefetch(self, address: Value) -> None:
-        """Bring a line of memory into the processor's second cache."""
-        zero, second, data = (ir.Constant(I32, number) for number in (0, 2, 1))
-        self.intrinsic("llvm.prefetch.p0", ir.VoidType(), [address, zero, second, data])
+    def prefetch(self, address: Value, *, write: bool = False) -> None:
+        """Bring a line of memory into the processor's second cache, to read or to ``write`` it."""
+        kind, second, data = (ir.Constant(I32, number) for number in (int(write), 2, 1))
+        self.intrinsic("llvm.prefetch.p0", ir.VoidType(), [address, kind, second, data])
 
     def scratch(self, elements: int) -> Value:
         """Memory on the stack for that many elements, at the start of a cache line."""
