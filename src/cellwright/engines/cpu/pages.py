@@ -34,13 +34,28 @@ def _advise() -> Callable[[int, int, int], int] | None:
 def empty(shape: tuple[int, ...] | torch.Size, dtype: torch.dtype) -> torch.Tensor:
     """A contiguous tensor with anything in it."""
     made = torch.empty(shape, dtype=dtype)
-    size = made.nbytes
-    if size >= FROM:
-        advise = _advise()
-        if advise is not None:
-            start = made.data_ptr()
-            first = -(-start // LARGE_PAGE) * LARGE_PAGE
-            end = (start + size) // LARGE_PAGE * LARGE_PAGE
-            # A hint: where the system refuses, the array stands on small pages as before.
-            advise(first, end - first, _MADV_HUGEPAGE)
+    if made.nbytes >= FROM:
+        _ask(made)
     return made
+
+
+def whole_pages(elements: int, dtype: torch.dtype) -> torch.Tensor:
+    """A flat tensor that begins on a large page and is as long as it takes to fill pages.
+
+    For what is read again at every step: on small pages, which lie anywhere, its parts may drive
+    each other out of the processor's cache.
+    """
+    pages = -(-elements * dtype.itemsize // LARGE_PAGE)
+    made = torch.empty((pages + 1) * LARGE_PAGE // dtype.itemsize, dtype=dtype)
+    _ask(made)
+    skipped = -made.data_ptr() % LARGE_PAGE // dtype.itemsize
+    return made[skipped : skipped + pages * LARGE_PAGE // dtype.itemsize]
+
+
+def _ask(made: torch.Tensor) -> None:
+    """Ask for large pages: where the system refuses, the array stands on small ones."""
+    advise = _advise()
+    if advise is not None:
+        first = -(-made.data_ptr() // LARGE_PAGE) * LARGE_PAGE
+        end = (made.data_ptr() + made.nbytes) // LARGE_PAGE * LARGE_PAGE
+        advise(first, end - first, _MADV_HUGEPAGE)

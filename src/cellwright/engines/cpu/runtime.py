@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from cellwright.engines.cpu import jit, packing, product, threads
-from cellwright.engines.cpu.pages import empty
+from cellwright.engines.cpu.pages import whole_pages
 from cellwright.engines.cpu.program import ENTRY, NUMBERS, Program, weights_slot
 
 SHARE_FROM = 120_000
@@ -41,7 +41,7 @@ class Memory(threading.local):
         """A flat tensor of at least that many elements, with anything in it."""
         held = self._held.get((name, dtype))
         if held is None or held.numel() < elements:
-            held = empty((max(elements, 1),), dtype)
+            held = whole_pages(max(elements, 1), dtype)
             if held.numel() * held.element_size() <= KEEP_BELOW:
                 self._held[name, dtype] = held
         return held
