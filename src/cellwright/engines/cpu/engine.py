@@ -113,9 +113,7 @@ class _Run:
     def fresh(self, slot: str, node: Node) -> Tensor:
         """Let a slot be new memory for a value of every step."""
         dtype = torch.bool if node.vector.boolean else self.dtype
-        return self.put(
-            slot, empty((self.steps, self.rows, self.sizes[node.size]), dtype)
-        )
+        return self.put(slot, empty((self.steps, self.rows, self.sizes[node.size]), dtype))
 
     def work(self, slot: str, elements: int) -> Tensor:
         """Let a slot be working memory, with anything in it."""

@@ -106,7 +106,9 @@ class Frame:
         ring = self._ring(array)
         steps = b.sub(b.and_(self._following, ring), b.and_(self.t, ring))
         rows = b.mul(self.argument("rows"), self.e.i64(array.stride))
-        self.e.prefetch(b.gep(place, [b.mul(steps, rows)], source_etype=self.lanes.element), write=write)
+        self.e.prefetch(
+            b.gep(place, [b.mul(steps, rows)], source_etype=self.lanes.element), write=write
+        )
 
     def _ring(self, array: Array) -> Value:
         """All ones, or 1 for states of which only two steps are kept."""
