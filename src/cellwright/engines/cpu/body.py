@@ -23,6 +23,7 @@ from cellwright.engines.cpu.evaluation import Evaluation
 from cellwright.engines.cpu.evaluation import Tiles as TileValues
 from cellwright.engines.cpu.frame import Frame
 from cellwright.engines.cpu.ops import I8, I32, I64, Lanes, Value
+from cellwright.engines.cpu.product import LINE
 from cellwright.engines.cpu.program import Program, weights_slot
 from cellwright.engines.cpu.targets import Group, find_targets, group
 from cellwright.engines.cpu.tiles import TILE_ROWS, Tiles
@@ -193,11 +194,27 @@ class _Body:
             with e.loop(e.i64(0), lines) as r:
                 here_row = b.select(paired, row, b.add(row, r)) if members else b.add(row, r)
                 here_block = b.select(paired, b.add(block, r), block) if members else block
+                self._prefetch_operands(members, here, here_row, here_block, -(-units // step))
                 for part in range(per_row):
                     unit = b.add(b.mul(here_block, e.i64(step)), e.i64(part * lanes.count))
                     tiles = self.tiles.values(members, r, part)
                     mask = self.frame.mask(units, step, unit)
                     self._equations(roots, here_row, unit, mask, here, tiles)
+
+    def _prefetch_operands(
+        self, members: list[tuple[int, Group]], here: Sources, row: Value, block: Value, blocks: int
+    ) -> None:
+        """Bring near a part of a row that the products of the following step read; no state."""
+        e, b, lanes = self.e, self.e.b, self.lanes
+        arrays = {here[each]: each.size for _, g in members for each in g.operands
+                  if each in self.program.sources and each not in self.program.stores}  # fmt: skip
+        for array, size in arrays.items():
+            lines = -(-self.program.sizes[size] * lanes.bytes // LINE)
+            each_block = -(-lines // blocks)
+            first = b.mul(block, e.i64(each_block * LINE // lanes.bytes))
+            place = e.at(self.frame.base(array), b.add(self.frame.offset(array, row), first))
+            for line in range(each_block):
+                self.frame.prefetch(array, e.at(place, e.i64(line * LINE // lanes.bytes)))
 
     def _equations(
         self, roots: list[Node], row: Value, unit: Value, mask: Value | None, here: Sources,
