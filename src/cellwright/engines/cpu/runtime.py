@@ -27,6 +27,9 @@ thread, unless each thread has many rows to use them for."""
 ALONE_BELOW = 4_000_000
 """Multiplications in a whole run below which one thread does it."""
 
+POINTWISE_ALONE_BELOW = 16_384
+"""Elements of a pass without products below which one thread does it."""
+
 KEEP_BELOW = 1 << 28
 """Bytes up to which a piece of working memory is kept for the next call."""
 
@@ -99,6 +102,7 @@ class Compiled:
         self._weights = [weights[copy.parameter] for copy in self.copies]
         self._in_blocks = any(copy.matrix.blocks > 1 for copy in self.copies)
         self._packer = helper("pack", double) if self.packed else 0
+        self._widest = max((program.sizes[node.size] for node in program.stores), default=1)
         self._local = threading.local()
 
     def run(
@@ -124,6 +128,14 @@ class Compiled:
         else:
             how, team = threads.SHARES, team if rows * self.work >= SHARE_FROM else 1
         threads.launch(self.address, arguments, rows, how, team)
+
+    def run_rows(
+        self, at: Addresses, steps: int, rows: int, *, reverse: bool = False
+    ) -> None:
+        """Run a program without products; the rows are shared out."""
+        arguments = self._arguments(at, 0, steps, rows, reverse, False)
+        team = threads.count() if rows * self._widest >= POINTWISE_ALONE_BELOW else 1
+        threads.launch(self.address, arguments, rows, threads.ROWS, team)
 
     def run_sums(self, at: Addresses, steps: int, rows: int, *, reverse: bool) -> None:
         """Run a program of sums, whose units are shared out without barriers."""

@@ -1,0 +1,59 @@
+"""Torch's convolutions over values whose channels lie last.
+
+With the channels last torch's libraries need not reorder an image, and a position's channels
+are a row of the compiled programs. A product with the transpose is a convolution as well, with
+the kernel turned round, which is no slower than torch's own transposed one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+
+def channels_last(v: Tensor, axis: int) -> Tensor:
+    """``v`` with the axis of its channels at the end, one number after the other."""
+    return v.movedim(axis, -1).contiguous()
+
+
+def _images(v: Tensor) -> Tensor:
+    """(N, *space, channels) as torch's images; a line is an image one high."""
+    return (v.unsqueeze(1) if v.dim() == 3 else v).movedim(-1, 1)
+
+
+def _kernel(weight: Tensor) -> Tensor:
+    return weight.unsqueeze(2) if weight.dim() == 3 else weight
+
+
+def turned(weight: Tensor, blocks: int) -> Tensor:
+    """The kernel whose convolution is the product with the transpose."""
+    space = tuple(range(3, weight.dim() + 1))
+    parts = weight.unflatten(0, (blocks, -1)).transpose(1, 2)
+    return parts.flip(space).flatten(0, 1).contiguous()
+
+
+def convolve(weight: Tensor, v: Tensor, blocks: int) -> Tensor:
+    """The convolution that keeps the size: (N, *space, channels) to (N, *space, results)."""
+    kernel = _kernel(weight)
+    space = len(kernel.shape[2:])
+    padding = [extent // 2 for extent in kernel.shape[2:]]
+    ones, zeros = [1] * space, [0] * space
+    found = torch.convolution(
+        _images(v), kernel, None, ones, padding, ones, False, zeros, blocks
+    )  # fmt: skip
+    return found.movedim(1, -1).reshape(*v.shape[:-1], weight.shape[0]).contiguous()
+
+
+def gradient(weight: Tensor, delta: Tensor, v: Tensor) -> Tensor:
+    """The gradient of a weight from (N, *space, results) and (N, *space, channels)."""
+    kernel = _kernel(weight)
+    space: Sequence[int] = kernel.shape[2:]
+    padding = [extent // 2 for extent in space]
+    ones, zeros = [1] * len(space), [0] * len(space)
+    _, found, _ = torch.ops.aten.convolution_backward(
+        _images(delta), _images(v), kernel, None, ones, padding, ones, False, zeros, 1,
+        [False, True, False],
+    )  # fmt: skip
+    return found.reshape(weight.shape)
