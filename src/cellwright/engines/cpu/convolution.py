@@ -13,11 +13,6 @@ import torch
 from torch import Tensor
 
 
-def channels_last(v: Tensor, axis: int) -> Tensor:
-    """``v`` with the axis of its channels at the end, one number after the other."""
-    return v.movedim(axis, -1).contiguous()
-
-
 def _images(v: Tensor) -> Tensor:
     """(N, *space, channels) as torch's images; a line is an image one high."""
     return (v.unsqueeze(1) if v.dim() == 3 else v).movedim(-1, 1)

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 import torch
 from torch import Tensor
 
-from cellwright.engines.cpu import jit, spatial
+from cellwright.engines.cpu import jit, spatial, spatial_backward
 from cellwright.engines.cpu.arrays import Index
 from cellwright.engines.cpu.kernels import kernels
 from cellwright.engines.cpu.pages import empty
@@ -50,7 +50,7 @@ class CpuEngine:
     ) -> Gradients:
         """Run the backward programs."""
         if call.signature.spatial:
-            return spatial.backward(call, kept, cotangents, need_x=need_x)
+            return spatial_backward.backward(call, kept, cotangents, need_x=need_x)
         return _Run(call).backward(kept, cotangents, need_x=need_x)
 
     def stream(

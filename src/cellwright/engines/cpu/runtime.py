@@ -129,9 +129,7 @@ class Compiled:
             how, team = threads.SHARES, team if rows * self.work >= SHARE_FROM else 1
         threads.launch(self.address, arguments, rows, how, team)
 
-    def run_rows(
-        self, at: Addresses, steps: int, rows: int, *, reverse: bool = False
-    ) -> None:
+    def run_rows(self, at: Addresses, steps: int, rows: int, *, reverse: bool = False) -> None:
         """Run a program without products; the rows are shared out."""
         arguments = self._arguments(at, 0, steps, rows, reverse, False)
         team = threads.count() if rows * self._widest >= POINTWISE_ALONE_BELOW else 1

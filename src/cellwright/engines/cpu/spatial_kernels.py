@@ -68,9 +68,7 @@ class SpatialKernels(Kernels):
         """Inputs, loop, and where results lie that are the same value as another."""
 
         def make() -> Any:
-            programs = forward(
-                self.signature, keep=keep, fuse=can_fuse(self.signature), apart=True
-            )
+            programs = forward(self.signature, keep=keep, fuse=can_fuse(self.signature), apart=True)
             aliases = _join_results(programs.loop)
             inputs = self._chain(programs.inputs, looped=False)
             return inputs, self._chain(programs.loop, looped=True), aliases
