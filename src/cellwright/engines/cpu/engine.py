@@ -41,17 +41,23 @@ class CpuEngine:
 
     def forward(self, call: Call, *, keep: bool) -> Result:
         """Run the forward programs."""
-        if call.signature.spatial:
-            return spatial.forward(call, keep=keep)
-        return _Run(call).forward(keep=keep)
+        try:
+            if call.signature.spatial:
+                return spatial.forward(call, keep=keep)
+            return _Run(call).forward(keep=keep)
+        finally:
+            memory.release()
 
     def backward(
         self, call: Call, kept: Sequence[Tensor], cotangents: Cotangents, *, need_x: bool
     ) -> Gradients:
         """Run the backward programs."""
-        if call.signature.spatial:
-            return spatial_backward.backward(call, kept, cotangents, need_x=need_x)
-        return _Run(call).backward(kept, cotangents, need_x=need_x)
+        try:
+            if call.signature.spatial:
+                return spatial_backward.backward(call, kept, cotangents, need_x=need_x)
+            return _Run(call).backward(kept, cotangents, need_x=need_x)
+        finally:
+            memory.release()
 
     def stream(
         self,
