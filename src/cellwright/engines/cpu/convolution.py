@@ -7,8 +7,6 @@ the kernel turned round, which is no slower than torch's own transposed one.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor
 
@@ -29,26 +27,24 @@ def turned(weight: Tensor, blocks: int) -> Tensor:
     return parts.flip(space).flatten(0, 1).contiguous()
 
 
+def _geometry(kernel: Tensor) -> tuple[list[int], list[int], list[int], bool, list[int]]:
+    """Strides, padding, dilation, whether transposed, padding of the output: sizes stay."""
+    extents = kernel.shape[2:]
+    ones, zeros = [1] * len(extents), [0] * len(extents)
+    return ones, [extent // 2 for extent in extents], ones, False, zeros
+
+
 def convolve(weight: Tensor, v: Tensor, blocks: int) -> Tensor:
     """The convolution that keeps the size: (N, *space, channels) to (N, *space, results)."""
     kernel = _kernel(weight)
-    space = len(kernel.shape[2:])
-    padding = [extent // 2 for extent in kernel.shape[2:]]
-    ones, zeros = [1] * space, [0] * space
-    found = torch.convolution(
-        _images(v), kernel, None, ones, padding, ones, False, zeros, blocks
-    )  # fmt: skip
+    found = torch.convolution(_images(v), kernel, None, *_geometry(kernel), blocks)
     return found.movedim(1, -1).reshape(*v.shape[:-1], weight.shape[0]).contiguous()
 
 
 def gradient(weight: Tensor, delta: Tensor, v: Tensor) -> Tensor:
     """The gradient of a weight from (N, *space, results) and (N, *space, channels)."""
     kernel = _kernel(weight)
-    space: Sequence[int] = kernel.shape[2:]
-    padding = [extent // 2 for extent in space]
-    ones, zeros = [1] * len(space), [0] * len(space)
     _, found, _ = torch.ops.aten.convolution_backward(
-        _images(delta), _images(v), kernel, None, ones, padding, ones, False, zeros, 1,
-        [False, True, False],
-    )  # fmt: skip
+        _images(delta), _images(v), kernel, None, *_geometry(kernel), 1, [False, True, False]
+    )
     return found.reshape(weight.shape)

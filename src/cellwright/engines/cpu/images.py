@@ -7,6 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from cellwright.engines.cpu.exchange import exchange
+
 CHANNELS = 2
 """The axis of the channels in what a layer gives and gets: (T, B, channels, *space)."""
 
@@ -59,14 +61,31 @@ class Images:
 
     def put(self, slot: str, value: Tensor) -> None:
         """Let a slot be (T, B, channels, *space); copied only if the channels do not lie last."""
-        self.hold(slot, value.movedim(CHANNELS, -1).contiguous(), self.steps)
+        self.hold(slot, _moved(value, CHANNELS, last=True), self.steps)
 
     def put_fixed(self, slot: str, value: Tensor) -> None:
         """Let a slot be (B, channels, *space) at every step."""
-        self.hold(slot, value.movedim(CHANNELS - 1, -1).contiguous(), None)
+        self.hold(slot, _moved(value, CHANNELS - 1, last=True), None)
 
     def copy(self, slot: str) -> Tensor:
         """What a slot holds, as the layer has it, in memory of its own."""
         place = self.places[slot]
         axis = CHANNELS - 1 if place.steps is None else CHANNELS
-        return place.tensor.movedim(-1, axis).clone(memory_format=torch.contiguous_format)
+        found = _moved(place.tensor, axis, last=False)
+        shared = found.data_ptr() == place.base
+        return found.clone(memory_format=torch.contiguous_format) if shared else found
+
+
+def _moved(value: Tensor, axis: int, *, last: bool) -> Tensor:
+    """Channels moved from ``axis`` to the end, or back; copied only if their order changes."""
+    turned = value.movedim(axis, -1) if last else value.movedim(-1, axis)
+    if turned.is_contiguous():
+        return turned
+    if not (value.is_contiguous() and value.is_floating_point()):
+        return turned.contiguous()
+    moved = torch.empty(turned.shape, dtype=value.dtype)
+    lead, channels = value.shape[:axis].numel(), value.shape[axis if last else -1]
+    positions = value.numel() // max(lead * channels, 1)
+    rows, columns = (channels, positions) if last else (positions, channels)
+    exchange(value, moved, lead, rows, columns)
+    return moved
