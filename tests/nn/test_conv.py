@@ -194,5 +194,5 @@ def test_explain_names_the_engine():
     from cellwright.engines import choice
 
     layer = make()
-    wanted = "reference" if choice.is_asked_for() else "cpu"
+    wanted = "reference" if choice.asked_for() else "cpu"
     assert cw.explain(layer, image(3, 2)).engine == wanted
