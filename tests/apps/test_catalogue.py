@@ -78,6 +78,17 @@ def test_a_recurrence_that_the_cpu_engine_cannot_run_has_no_listing():
         listing(signature, assembly=True)
 
 
+def test_loops_of_a_convolution_are_those_between_torchs():
+    from cellwright.engines.cpu import listing
+
+    layer = cw.nn.ConvRecurrent("gru_v1", 3, 4)
+    signature = layer.signature(0, lengths=False, reset=False, trace=False)
+    text = listing(signature, assembly=False)
+    for title in ("forward: a step, part 1 of 2", "forward: a step, part 2 of 2"):
+        assert f"; gru_v1, {title}\n" in text
+    assert "cellwright_micro" not in text
+
+
 def test_other_sizes(call, refused):
     out = call("cells", "lstm_projection", "--size", "projection=7").out
     assert "projection size 7" in out

@@ -32,7 +32,9 @@ class ConvRecurrent(CellLayer):
         space: the extents of space, needed for ``peephole="position"`` only.
         recurrent_kernel_size: for convolutions over states; ``kernel_size`` by default.
 
-    The other arguments are those of :class:`Recurrent`.
+    The other arguments are those of :class:`Recurrent`. Convolutions are torch's, whose last bits
+    may depend on the batch, the number of steps and that of threads; steps give what the sequence
+    gives to rounding.
 
     Shapes:
         x: (T, B, input_size, *space), or without B; y: (T, B, directions x hidden_size, *space).

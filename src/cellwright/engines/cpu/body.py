@@ -14,7 +14,8 @@ The generated function, in pseudo-code (``run(arguments, first_row, end_row, sha
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 
 from llvmlite import ir
 
@@ -179,10 +180,7 @@ class _Body:
         first, end = self.frame.shared(-(-units // step))
         alone = b.icmp_signed("==", b.sub(row_to, row_from), e.i64(1))
         stride = b.select(alone, e.i64(2), e.i64(1)) if members else e.i64(1)
-        with (
-            e.loop(first, end, stride) as block,
-            e.loop(row_from, row_to, TILE_ROWS) as row,
-        ):
+        with self._order(bool(members), (first, end, stride), (row_from, row_to)) as (block, row):
             rows = self.frame.at_most(b.sub(row_to, row), TILE_ROWS)
             paired = b.icmp_signed("<", b.add(block, e.i64(1)), b.select(alone, end, e.i64(0)))
             for position, (number, members_group) in enumerate(members):
@@ -215,6 +213,19 @@ class _Body:
             place = e.at(self.frame.base(array), b.add(self.frame.offset(array, row), first))
             for line in range(each_block):
                 self.frame.prefetch(array, e.at(place, e.i64(line * LINE // lanes.bytes)))
+
+    @contextmanager
+    def _order(
+        self, weights: bool, blocks: tuple[Value, Value, Value], rows: tuple[Value, Value]
+    ) -> Iterator[tuple[Value, Value]]:
+        """Loops over blocks of units and over rows: weights stay near, else what rows share."""
+        e = self.e
+        if weights:
+            with e.loop(*blocks) as block, e.loop(*rows, TILE_ROWS) as row:
+                yield block, row
+        else:
+            with e.loop(*rows, TILE_ROWS) as row, e.loop(*blocks) as block:
+                yield block, row
 
     def _equations(
         self, roots: list[Node], row: Value, unit: Value, mask: Value | None, here: Sources,

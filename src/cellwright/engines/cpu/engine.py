@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 import torch
 from torch import Tensor
 
-from cellwright.engines.cpu import jit
+from cellwright.engines.cpu import jit, spatial, spatial_backward
 from cellwright.engines.cpu.arrays import Index
 from cellwright.engines.cpu.kernels import kernels
 from cellwright.engines.cpu.pages import empty
@@ -35,21 +35,29 @@ class CpuEngine:
             return f"the tensors are on {device}"
         if dtype not in (torch.float32, torch.float64):
             return f"it computes in float32 and float64, not {str(dtype).removeprefix('torch.')}"
-        if signature.spatial:
-            return "@ is a convolution here, which it does not compile yet"
         if signature.options.precision != "fp32":
             return f"it has no products in {signature.options.precision} yet"
         return None
 
     def forward(self, call: Call, *, keep: bool) -> Result:
         """Run the forward programs."""
-        return _Run(call).forward(keep=keep)
+        try:
+            if call.signature.spatial:
+                return spatial.forward(call, keep=keep)
+            return _Run(call).forward(keep=keep)
+        finally:
+            memory.release()
 
     def backward(
         self, call: Call, kept: Sequence[Tensor], cotangents: Cotangents, *, need_x: bool
     ) -> Gradients:
         """Run the backward programs."""
-        return _Run(call).backward(kept, cotangents, need_x=need_x)
+        try:
+            if call.signature.spatial:
+                return spatial_backward.backward(call, kept, cotangents, need_x=need_x)
+            return _Run(call).backward(kept, cotangents, need_x=need_x)
+        finally:
+            memory.release()
 
     def stream(
         self,

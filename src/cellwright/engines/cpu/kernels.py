@@ -160,16 +160,23 @@ class Kernels:
         """The backward programs: what they are, inputs, loop."""
 
         def make() -> Any:
-            programs = backward(self.signature, need_x=need_x)
+            programs = self.planned(need_x)
             return programs, self._compile(programs.inputs), self._compile(programs.loop)
 
         return self._keep(("backward", need_x), make)
+
+    def planned(self, need_x: bool) -> Backward:
+        """The backward programs, not compiled."""
+        found: Backward = self._keep(
+            ("planned", need_x), lambda: backward(self.signature, need_x=need_x)
+        )
+        return found
 
     def sums(self, need_x: bool, which: str) -> list[Sum]:
         """The sums behind the "loop", or behind the "inputs"."""
 
         def make() -> Any:
-            programs = self.backward(need_x)[0]
+            programs = self.planned(need_x)
             found = programs.loop_sums if which == "loop" else programs.input_sums
             return self._sums(found)
 
@@ -216,7 +223,7 @@ class Kernels:
         """The products for the matrices' gradients, neighbours joined."""
 
         def make() -> Any:
-            programs = self.backward(need_x)[0]
+            programs = self.planned(need_x)
             return self._jobs([*programs.loop_outers, *programs.input_outers])
 
         return self._keep(("jobs", need_x), make)

@@ -11,7 +11,8 @@ from cellwright.engines.cpu.body import emit
 from cellwright.engines.cpu.engine import CpuEngine
 from cellwright.engines.cpu.kernels import Kernels
 from cellwright.engines.cpu.program import Program
-from cellwright.engines.cpu.programs import backward, forward
+from cellwright.engines.cpu.programs import backward, can_fuse, forward
+from cellwright.engines.cpu.spatial_programs import segments
 from cellwright.engines.signature import Signature
 from cellwright.errors import EngineError
 
@@ -57,6 +58,8 @@ def listing(signature: Signature, assembly: bool) -> str:
 
 def _programs(signature: Signature) -> dict[str, Program]:
     """What runs where gradients are wanted, that of x included: title -> program, in order."""
+    if signature.spatial:
+        return _segments(signature)
     rows = Kernels(signature, double=False).fuse_from
     fuse = rows is not None
     there = forward(signature, keep=True, fuse=fuse)
@@ -69,3 +72,22 @@ def _programs(signature: Signature) -> dict[str, Program]:
         "backward: inputs, for all steps at once": back.inputs,
     }
     return {title: program for title, program in found.items() if program is not None}
+
+
+def _segments(signature: Signature) -> dict[str, Program]:
+    """The same where ``@`` is a convolution: a program behind every convolution of torch's."""
+    there = forward(signature, keep=True, fuse=can_fuse(signature), apart=True)
+    back = backward(signature, need_x=True)
+    passes = {
+        "forward: inputs": (there.inputs, False),
+        "forward: a step": (there.loop, True),
+        "backward: a step": (back.loop, True),
+        "backward: inputs": (back.inputs, False),
+    }
+    found = {}
+    for title, (program, looped) in passes.items():
+        if program is not None:
+            parts = segments(program, signature.slices, frozenset(), looped=looped)
+            for number, each in enumerate(parts, start=1):
+                found[f"{title}, part {number} of {len(parts)}"] = each.program
+    return found

@@ -154,14 +154,14 @@ def _emit_lanes(
         for number in range(lanes.count):
             unit = b.add(first, e.i64(number))
             rows.append(e.load(e.at(source, b.add(b.mul(unit, given["unit_stride"]), k))))
-        for number, column in enumerate(_transposed(e, rows)):
+        for number, column in enumerate(transposed(e, rows)):
             place = b.mul(b.add(k, e.i64(number)), given["panel_row"])
             e.store(column, e.at(into, place))
     with e.loop(e.i64(0), e.i64(lanes.count)) as lane:
         _emit_unit(e, given, b.add(first, lane), squares, source, e.at(into, lane))
 
 
-def _transposed(e: Emitter, rows: list[Value]) -> list[Value]:
+def transposed(e: Emitter, rows: list[Value]) -> list[Value]:
     """A square of lanes, its rows and columns exchanged, in steps of 1, 2, 4, ..."""
     count = e.lanes.count
     kind = ir.VectorType(I32, count)

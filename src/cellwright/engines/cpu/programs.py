@@ -65,7 +65,7 @@ class Backward:
     input_sums: dict[str, tuple[Node, Sources]]
 
 
-def _with_copies(stages: Iterable[Stage], stores: Stores) -> list[Stage]:
+def with_copies(stages: Iterable[Stage], stores: Stores) -> list[Stage]:
     """The stages, and one more for leaves that are to be written somewhere as they are."""
     leaves = tuple(each for each in stores if is_leaf(each))
     return [*stages, *([Stage((), (), leaves, ())] if leaves else [])]
@@ -139,7 +139,7 @@ def forward(
             array = layout.array(name, node.size, Index.TIME, boolean=node.vector.boolean)
             store(node, array)
     sources = layout.leaves(stores, looped=True)
-    loop = Program(_with_copies(cut(stores), stores), layout.sizes, sources, stores)
+    loop = Program(with_copies(cut(stores), stores), layout.sizes, sources, stores)
     return Forward(None if fuse else _forward_inputs(layout, keep=keep), loop, layout.width)
 
 
@@ -155,7 +155,7 @@ def _forward_inputs(layout: Layout, *, keep: bool) -> Program | None:
             array = layout.array(name, node.size, Index.NONE, boolean=node.vector.boolean)
             stores.setdefault(node, []).append(array)
     sources = layout.leaves(stores, looped=False)
-    return Program(_with_copies(cut(stores), stores), layout.sizes, sources, stores)
+    return Program(with_copies(cut(stores), stores), layout.sizes, sources, stores)
 
 
 def backward(signature: Signature, *, need_x: bool) -> Backward:
@@ -182,7 +182,7 @@ def backward(signature: Signature, *, need_x: bool) -> Backward:
     vectors = {name: _parameter_size(layout, name) for name in to_sum}
     sums = {name: keeper.summand(_whole(node, vectors[name])) for name, node in to_sum.items()}
     loop = Program(
-        _with_copies(cut(stores), stores), layout.sizes,
+        with_copies(cut(stores), stores), layout.sizes,
         layout.leaves(stores, looped=True), stores, backward=True,
     )  # fmt: skip
     inputs, after, input_outers, input_sums = _backward_inputs(layout, need_x=need_x)
@@ -221,7 +221,7 @@ def _backward_inputs(
     if not stores:
         return None, keeper.kept, outers, sums
     sources = layout.leaves(stores, looped=False)
-    program = Program(_with_copies(cut(stores), stores), layout.sizes, sources, stores)
+    program = Program(with_copies(cut(stores), stores), layout.sizes, sources, stores)
     return program, keeper.kept, outers, sums
 
 

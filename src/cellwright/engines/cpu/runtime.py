@@ -27,6 +27,9 @@ thread, unless each thread has many rows to use them for."""
 ALONE_BELOW = 4_000_000
 """Multiplications in a whole run below which one thread does it."""
 
+POINTWISE_ALONE_BELOW = 16_384
+"""Elements of a pass without products below which one thread does it."""
+
 KEEP_BELOW = 1 << 28
 """Bytes up to which a piece of working memory is kept for the next call."""
 
@@ -36,15 +39,24 @@ class Memory(threading.local):
 
     def __init__(self) -> None:
         self._held: dict[tuple[str, torch.dtype], Tensor] = {}
+        self._large: dict[tuple[str, torch.dtype], Tensor] = {}
 
     def take(self, name: str, elements: int, dtype: torch.dtype) -> Tensor:
-        """A flat tensor of at least that many elements, with anything in it."""
-        held = self._held.get((name, dtype))
+        """A flat tensor of at least that many elements, with anything in it.
+
+        It stays until :meth:`release`, or for the next call where it is not too large for that.
+        """
+        held = self._large.get((name, dtype), self._held.get((name, dtype)))
         if held is None or held.numel() < elements:
             held = whole_pages(max(elements, 1), dtype)
-            if held.numel() * held.element_size() <= KEEP_BELOW:
-                self._held[name, dtype] = held
+            large = held.numel() * held.element_size() > KEEP_BELOW
+            (self._large if large else self._held)[name, dtype] = held
         return held
+
+    def release(self) -> None:
+        """Give back what is too large to be kept; the end of every call."""
+        if self._large:
+            self._large.clear()
 
 
 memory = Memory()
@@ -99,6 +111,7 @@ class Compiled:
         self._weights = [weights[copy.parameter] for copy in self.copies]
         self._in_blocks = any(copy.matrix.blocks > 1 for copy in self.copies)
         self._packer = helper("pack", double) if self.packed else 0
+        self._widest = max((program.sizes[node.size] for node in program.stores), default=1)
         self._local = threading.local()
 
     def run(
@@ -124,6 +137,12 @@ class Compiled:
         else:
             how, team = threads.SHARES, team if rows * self.work >= SHARE_FROM else 1
         threads.launch(self.address, arguments, rows, how, team)
+
+    def run_rows(self, at: Addresses, steps: int, rows: int, *, reverse: bool = False) -> None:
+        """Run a program without products; the rows are shared out."""
+        arguments = self._arguments(at, 0, steps, rows, reverse, False)
+        team = threads.count() if rows * self._widest >= POINTWISE_ALONE_BELOW else 1
+        threads.launch(self.address, arguments, rows, threads.ROWS, team)
 
     def run_sums(self, at: Addresses, steps: int, rows: int, *, reverse: bool) -> None:
         """Run a program of sums, whose units are shared out without barriers."""

@@ -37,7 +37,7 @@ class Backward(BoundCall):
         """All gradients; the input's only if it is asked for."""
         carried, d_inputs = self._loop()
         x = self._inputs(d_inputs, need_x=need_x)
-        self._once()
+        self.differentiate_once()
         return Gradients(x, carried, self._weights())
 
     def _loop(self) -> tuple[list[Tensor], dict[str, Tensor]]:
@@ -121,8 +121,8 @@ class Backward(BoundCall):
         (d_x,) = self.evaluator.complete([plan.values["x"]], environment)
         return d_x.reshape(x.shape)
 
-    def _once(self) -> None:
-        """Gradients of what is computed from parameters alone."""
+    def differentiate_once(self) -> None:
+        """Carry the gradients of what is computed once a call on to parameters."""
         plan = self.backward_plan.once
         environment = dict(self.constants)
         for name, value in self.once.items():
