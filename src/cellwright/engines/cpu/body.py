@@ -2,7 +2,7 @@
 
 The generated function, in pseudo-code (``run(arguments, first_row, end_row, share, shares)``):
 
-    for i in 0 .. T-1 (or T-1 .. 0 for gradients):
+    for i in 0 .. T-1 (or T-1 .. 0 for gradients), or for 96 rows if all steps are one:
         for stage:
             for each reduction: for row: total over units, kept for the row
             for each block of units (shared out where shares > 1):
@@ -30,6 +30,10 @@ from cellwright.engines.cpu.targets import Group, find_targets, group
 from cellwright.engines.cpu.tiles import TILE_ROWS, Tiles
 from cellwright.ir import ONE, Node
 from cellwright.plan import Stage
+
+TOGETHER = 96
+"""Rows that go through all stages before the next, where they are those of all steps: what one
+stage writes is still near when the following reads it."""
 
 
 def emit(program: Program, double: bool) -> str:
@@ -75,7 +79,11 @@ class _Body:
         e = self.e
         with e.loop(e.i64(0), self.frame.argument("steps")) as i:
             self.frame.enter_step(i)
-            self._stages()
+            if self.program.looped or len(self.program.stages) == 1:
+                self._stages()
+            else:
+                with self.frame.some_rows(TOGETHER):
+                    self._stages()
         e.b.ret_void()
         return str(self.frame.module)
 
@@ -100,8 +108,11 @@ class _Body:
 
     def _stage(self, index: int, stage: Stage, done: Sources) -> None:
         groups = self.program.groups[index]
+        by_size: dict[int, list[Node]] = {}
         for each in stage.reductions:
-            self._reduce(each, done)
+            by_size.setdefault(self.program.sizes[each.inputs[0].size], []).append(each)
+        for units, together in by_size.items():
+            self._reduce(together, units, done)
         here: Sources = dict(done)
         for each in stage.reductions:
             here[each] = self.program.stores[each][0]
@@ -115,38 +126,42 @@ class _Body:
             elif roots:
                 self._blocks(index, size, members, roots, here)
 
-    def _reduce(self, each: Node, done: Sources) -> None:
-        """Sum over units: lane by lane through the row, then the lanes in a fixed tree."""
+    def _reduce(self, reductions: list[Node], units: int, done: Sources) -> None:
+        """Sums over units: lane by lane through the row, then the lanes in a fixed tree."""
         e, b, lanes = self.e, self.e.b, self.lanes
-        (operand,) = each.inputs
-        size = self.program.sizes[operand.size]
-        into = self.program.stores[each]
         with e.loop(self.frame.row_from, self.frame.row_to) as row:
-            total = self._lanes_total(operand, size, row, done)
-            if each.op == "mean":
-                total = b.fmul(total, ir.Constant(lanes.element, 1.0 / size))
-            for array in into:
-                e.store(total, e.at(self.frame.base(array), self.frame.offset(array, row)))
+            totals = self._lanes_totals([each.inputs[0] for each in reductions], units, row, done)
+            for each, total in zip(reductions, totals, strict=True):
+                if each.op == "mean":
+                    total = b.fmul(total, ir.Constant(lanes.element, 1.0 / units))
+                for array in self.program.stores[each]:
+                    e.store(total, e.at(self.frame.base(array), self.frame.offset(array, row)))
 
-    def _lanes_total(self, operand: Node, size: int, row: Value, done: Sources) -> Value:
+    def _lanes_totals(
+        self, operands: list[Node], units: int, row: Value, done: Sources
+    ) -> list[Value]:
         e, b, lanes = self.e, self.e.b, self.lanes
 
         def add(vector: Value, running: list[Value]) -> list[Value]:
             unit = b.mul(vector, e.i64(lanes.count))
-            mask = self.frame.mask(size, lanes.count, unit)
-            value = Evaluation(self.frame, row, unit, mask, done, {}).value(operand)
-            if mask is not None:
-                value = b.select(mask, value, e.splat(0.0))
-            return [b.fadd(running[0], value)]
+            mask = self.frame.mask(units, lanes.count, unit)
+            evaluation = Evaluation(self.frame, row, unit, mask, done, {})
+            added = []
+            for operand, total in zip(operands, running, strict=True):
+                value = evaluation.value(operand)
+                if mask is not None:
+                    value = b.select(mask, value, e.splat(0.0))
+                added.append(b.fadd(total, value))
+            return added
 
-        (value,) = e.fold(e.i64(-(-size // lanes.count)), [e.splat(0.0)], add)
+        values = e.fold(e.i64(-(-units // lanes.count)), [e.splat(0.0)] * len(operands), add)
         width = lanes.count
         while width > 1:
             width //= 2
             order = [lane + width if lane < width else lane for lane in range(lanes.count)]
-            mask_constant = ir.Constant(ir.VectorType(I32, lanes.count), order)
-            value = b.fadd(value, b.shuffle_vector(value, value, mask_constant))
-        return b.extract_element(value, ir.Constant(I32, 0))
+            upper = ir.Constant(ir.VectorType(I32, lanes.count), order)
+            values = [b.fadd(each, b.shuffle_vector(each, each, upper)) for each in values]
+        return [b.extract_element(each, ir.Constant(I32, 0)) for each in values]
 
     def _rows_only(self, roots: Iterable[Node], here: Sources) -> None:
         """Values with a single number a row."""

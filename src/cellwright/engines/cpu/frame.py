@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 from llvmlite import ir
 
 from cellwright.engines.cpu.arrays import Array, Index, Kind
@@ -35,6 +38,7 @@ class Frame:
         self.e = Emitter(self.module, ir.IRBuilder(function.append_basic_block("entry")), lanes)
         self._loaded: dict[str, Value] = {}
         self._bases: dict[Array, Value] = {}
+        self._passed: Value | None = None
 
     def load_arguments(self) -> None:
         """Load every argument, at the function's start, when all slots are known."""
@@ -116,9 +120,22 @@ class Frame:
             return self.argument("ring")
         return self.e.i64(-1)
 
+    @contextmanager
+    def some_rows(self, count: int) -> Iterator[None]:
+        """Inside, the rows are so many of them, and then the following."""
+        e, b = self.e, self.e.b
+        first, end = self.row_from, self.row_to
+        with e.loop(first, end, count) as row:
+            self.row_from, self._passed = row, b.sub(row, first)
+            self.row_to = b.add(row, self.at_most(b.sub(end, row), count))
+            yield
+        self.row_from, self.row_to, self._passed = first, end, None
+
     def offset(self, array: Array, row: Value) -> Value:
         """Elements from an array's first row to the first unit of another."""
         b = self.e.b
+        if self._passed is not None and array.slot in self.program.temporaries:
+            row = b.sub(row, self._passed)  # in the place of the rows before
         return b.add(b.mul(row, self.e.i64(array.stride)), self.e.i64(array.offset))
 
     def shared(self, count: int) -> tuple[Value, Value]:

@@ -27,6 +27,7 @@ class Program:
         sources: leaves, and stored values, with their arrays.
         stores: values that are written to arrays when they have been computed.
         backward: run through the steps from the last to the first.
+        looped: its rows are those of one step; else those of all steps.
         groups: the products of each stage, filled in by :func:`emit`.
         slots: argument name -> its place, filled in by :func:`emit`.
         temporaries: arrays (rows x stride) that the caller allocates: slot -> stride.
@@ -37,6 +38,7 @@ class Program:
     sources: Sources
     stores: Stores
     backward: bool = False
+    looped: bool = True
     groups: list[list[Group]] = field(default_factory=list)
     slots: dict[str, int] = field(default_factory=dict)
     temporaries: dict[str, int] = field(default_factory=dict)

@@ -155,7 +155,8 @@ def _forward_inputs(layout: Layout, *, keep: bool) -> Program | None:
             array = layout.array(name, node.size, Index.NONE, boolean=node.vector.boolean)
             stores.setdefault(node, []).append(array)
     sources = layout.leaves(stores, looped=False)
-    return Program(with_copies(cut(stores), stores), layout.sizes, sources, stores)
+    stages = with_copies(cut(stores), stores)
+    return Program(stages, layout.sizes, sources, stores, looped=False)
 
 
 def backward(signature: Signature, *, need_x: bool) -> Backward:
@@ -221,7 +222,8 @@ def _backward_inputs(
     if not stores:
         return None, keeper.kept, outers, sums
     sources = layout.leaves(stores, looped=False)
-    program = Program(with_copies(cut(stores), stores), layout.sizes, sources, stores)
+    stages = with_copies(cut(stores), stores)
+    program = Program(stages, layout.sizes, sources, stores, looped=False)
     return program, keeper.kept, outers, sums
 
 
