@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from cellwright.engines.cpu.arrays import Array, Kind, Sources, Stores
 from cellwright.engines.cpu.targets import Group
-from cellwright.ir import ONE
+from cellwright.ir import ONE, TABLE, Node
 from cellwright.plan import Stage
 
 NUMBERS = ("steps", "rows", "reverse", "ring", "barrier")
@@ -49,10 +49,14 @@ class Program:
         return [*self.sources.values(), *stored]
 
     def plan_temporaries(self, lanes: int) -> None:
-        """Give an array to every value that a later stage reads and that has none yet."""
+        """Give an array to every value that a later stage reads and that has none yet.
+
+        What is a step away from a value in memory (-a, square(a)) is computed again instead.
+        """
+        multiplied = {each.inputs[1] for stage in self.stages for each in stage.products}
         for stage in self.stages:
             for each in (*stage.stored, *stage.reductions):
-                if each in self.stores:
+                if each in self.stores or (each not in multiplied and self._is_near(each)):
                     continue
                 name = f"temporary.{len(self.temporaries)}"
                 scalar = each.size == ONE
@@ -60,6 +64,12 @@ class Program:
                 self.temporaries[name] = stride
                 kind = Kind.ROW if scalar else Kind.ROWS
                 self.stores[each] = [Array(name, kind, stride=stride, boolean=each.vector.boolean)]
+
+    def _is_near(self, each: Node) -> bool:
+        operator = TABLE[each.op]
+        if operator.kind != "pointwise" or operator.cost > 1 or len(each.inputs) > 1:
+            return False
+        return each.inputs[0] in self.stores or each.inputs[0] in self.sources
 
     def slot(self, name: str) -> int:
         """The place of an argument, new or known."""
