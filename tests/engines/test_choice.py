@@ -82,9 +82,13 @@ def test_an_engine_that_objects_is_no_silent_fallback(monkeypatch):
         def objection(self, signature, device, dtype):
             return None if dtype == torch.float32 else f"it knows no {dtype}"
 
+        def remark(self, signature):
+            return "it has a remark"
+
     monkeypatch.setattr(choice, "_ENGINES", {"picky": ("", ""), **choice._ENGINES})
     monkeypatch.setitem(choice._loaded, "picky", Picky())
     assert chosen(torch.float32).engine.name == "picky"
+    assert chosen(torch.float32).reason == "it shows how an engine objects; it has a remark"
     fallback = chosen(torch.float64)
     assert fallback.engine.name == engines.names()[1], "the next in the order of preference"
     assert "picky: it knows no torch.float64" in fallback.reason

@@ -225,6 +225,8 @@ def test_a_given_state_takes_the_place_of_the_learnt_one():
 def test_bf16_rounds_the_operands_of_products_alone():
     layer = make("elman", I, H, precision="bf16", dtype=torch.float32)
     x, state = randn(T, B, I, dtype=torch.float32), some_state(layer, B)
+    if "runs in float32" in cw.explain(layer, x).reason:
+        pytest.skip("this processor has no AVX512_BF16")
     y, _ = layer(x, state)
 
     def rounded(v):

@@ -82,11 +82,18 @@ def choose(signature: Signature, device: torch.device, dtype: torch.dtype) -> Ch
         objection = get(wanted).objection(signature, device, dtype)
         if objection:
             raise EngineError(f"engine {wanted!r} was asked for, but {objection}")
-        return Choice(get(wanted), f'asked for by cellwright.engine("{wanted}")')
+        asked = f'asked for by cellwright.engine("{wanted}")'
+        return Choice(get(wanted), _because([asked], wanted, signature))
     objections: list[str] = []
     for name in _ENGINES:
         objection = get(name).objection(signature, device, dtype)
         if objection is None:
-            return Choice(get(name), "; ".join([get(name).purpose, *objections]))
+            return Choice(get(name), _because([get(name).purpose, *objections], name, signature))
         objections.append(f"not {name}: {objection}")
     raise EngineError(f"no engine can run cell {signature.spec.name}: {'; '.join(objections)}")
+
+
+def _because(reasons: list[str], name: str, signature: Signature) -> str:
+    """The reasons, with what the engine has to say of the signature."""
+    remark = get(name).remark(signature)
+    return "; ".join([*reasons, remark] if remark else reasons)

@@ -93,6 +93,9 @@ class Engine(Protocol):
     ) -> str | None:
         """Why this engine cannot run the signature there; None if it can."""
 
+    def remark(self, signature: Signature) -> str | None:
+        """What else there is to say of how it runs the signature; None if nothing is."""
+
     def forward(self, call: Call, *, keep: bool) -> Result:
         """Run the loop; ``keep`` what the backward pass needs."""
 

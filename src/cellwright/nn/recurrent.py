@@ -33,7 +33,9 @@ class Recurrent(CellLayer):
         init: "default", "orthogonal", "forget_bias:1", "chrono:T", or several joined by "+".
         grad_clip: limit of each component of the gradient that flows back into a state, at
             every step.
-        precision: "fp32", or "bf16" for products of bfloat16 numbers with float32 sums.
+        precision: "fp32", or "bf16" for products of bfloat16 numbers with float32 sums; states
+            and all else stay in float32. A processor without AVX512_BF16 runs "fp32" instead, with
+            a warning.
         sizes: numbers for the cell's other sizes, as ``{"projection": 32}``.
         device, dtype: of the parameters.
 

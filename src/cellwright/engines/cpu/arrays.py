@@ -16,6 +16,7 @@ class Index(Enum):
     BEFORE = "before"  # a state before the step: its array one step earlier, or the initial state
     EVEN = "even"  # two buffers that are exchanged at every step: the one to read
     ODD = "odd"  # the one to write
+    OWN = "own"  # the same rows at every step, and every share of the units has its own
 
 
 class Kind(Enum):

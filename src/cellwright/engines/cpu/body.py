@@ -4,6 +4,7 @@ The generated function, in pseudo-code (``run(arguments, first_row, end_row, sha
 
     for i in 0 .. T-1 (or T-1 .. 0 for gradients), or for 96 rows if all steps are one:
         for stage:
+            where factors are bfloat16 numbers: for row: operands as words
             for each reduction: for row: total over units, kept for the row
             for each block of units (shared out where shares > 1):
                 for up to 48 rows:
@@ -65,6 +66,7 @@ def _find_groups(program: Program, lanes: Lanes) -> None:
         program.groups.append(group(targets, program.sizes, lanes.count))
         for number in range(len(program.groups[-1])):
             program.slot(weights_slot(index, number))
+    program.plan_words()
 
 
 class _Body:
@@ -116,6 +118,8 @@ class _Body:
         here: Sources = dict(done)
         for each in stage.reductions:
             here[each] = self.program.stores[each][0]
+        if self.program.words[index]:
+            self.tiles.convert(index, here)
         wanted = [n for n in stage.nodes if n in self.program.stores and n not in stage.reductions]
         sizes = dict.fromkeys([g.size for g in groups] + [n.size for n in wanted])
         for size in sizes:

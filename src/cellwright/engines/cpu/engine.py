@@ -7,9 +7,9 @@ from collections.abc import Iterable, Sequence
 import torch
 from torch import Tensor
 
-from cellwright.engines.cpu import jit, spatial, spatial_backward
+from cellwright.engines.cpu import bfloat, jit, spatial, spatial_backward
 from cellwright.engines.cpu.arrays import Index
-from cellwright.engines.cpu.kernels import kernels
+from cellwright.engines.cpu.kernels import NO_BF16, kernels
 from cellwright.engines.cpu.pages import empty
 from cellwright.engines.cpu.runtime import Product, memory
 from cellwright.engines.cpu.streaming import Stream
@@ -35,9 +35,19 @@ class CpuEngine:
             return f"the tensors are on {device}"
         if dtype not in (torch.float32, torch.float64):
             return f"it computes in float32 and float64, not {str(dtype).removeprefix('torch.')}"
-        if signature.options.precision != "fp32":
-            return f"it has no products in {signature.options.precision} yet"
+        if signature.options.precision == "bf16" and signature.spatial:
+            return "it has no convolutions of bfloat16 numbers"
+        if signature.options.precision == "bf16" and dtype != torch.float32:
+            return "its products of bfloat16 numbers have float32 sums, and the tensors are float64"
         return None
+
+    def remark(self, signature: Signature) -> str | None:
+        """How products are computed, where that is not in the tensors' own precision."""
+        if signature.options.precision == "fp32":
+            return None
+        if bfloat.is_available():
+            return "products are of bfloat16 numbers, with float32 sums"
+        return NO_BF16
 
     def forward(self, call: Call, *, keep: bool) -> Result:
         """Run the forward programs."""
@@ -79,11 +89,11 @@ class _Run:
 
     def __init__(self, call: Call):
         self.call = call
-        self.plan = call.signature.plan
         self.dtype = call.x.dtype
         self.double = self.dtype == torch.float64
         self.width = 8 if self.double else 4
         self.kernels = kernels(call.signature.text, self.double, jit.features_limit())
+        self.plan = self.kernels.signature.plan
         self.steps, self.rows = call.x.shape[0], call.x.shape[1]
         self.every = self.steps * self.rows
         self.sizes = call.signature.size
@@ -170,8 +180,10 @@ class _Run:
             add(name, value.expand(shapes[name]))
         for outer in plan.matrices:
             delta, operand = evaluator.complete([outer.delta, outer.operand], environment)
-            left = delta.expand(1, self.sizes[outer.delta.size])
-            right = operand.expand(1, self.sizes[outer.operand.size])
+            left, right = (
+                evaluator.round(value.expand(1, self.sizes[node.size]), outer.precision)
+                for value, node in ((delta, outer.delta), (operand, outer.operand))
+            )
             kind = next(p.type for p in self.plan.parameters if p.name == outer.parameter)
             assert isinstance(kind, Matrix)
             add(outer.parameter, algebra(0).outer(left, right, self.weights[0], kind))
@@ -257,7 +269,7 @@ class _Run:
 
     def _matrices(self, gradients: list[Tensor], *, need_x: bool) -> None:
         """Gradients of matrices: products over all rows and steps."""
-        product = Product(self.double)
+        product = Product(self.double, self.kernels.bf16)
         bases = [each.data_ptr() for each in gradients]
         for job in self.kernels.jobs(need_x):
             delta, operand = job.delta, job.operand

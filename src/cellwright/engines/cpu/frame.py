@@ -91,6 +91,8 @@ class Frame:
                 initial = self.address(array.initial)
                 inside = moved(start, b.and_(self._before, self._ring(array)))
                 start = b.select(self._first, initial, inside)
+            elif array.index is Index.OWN:
+                start = moved(start, self.share)
             elif array.index is not Index.NONE:
                 parity = self._parity
                 if array.index is Index.ODD:

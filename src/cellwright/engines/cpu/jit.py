@@ -29,12 +29,14 @@ class Target:
         cpu, features: as LLVM names them.
         registers: vector registers that a product may fill with its sums.
         width: bytes of a vector register.
+        bf16: whether there are dot products of bfloat16 numbers.
     """
 
     cpu: str
     features: str
     registers: int
     width: int
+    bf16: bool
 
 
 @lru_cache(maxsize=1)
@@ -70,6 +72,7 @@ def target(limit: str = "") -> Target:
         features=found.flatten(),
         registers=24 if wide else 12,
         width=64 if wide else 32,
+        bf16=wide and bool(found.get("avx512bf16")),
     )
 
 

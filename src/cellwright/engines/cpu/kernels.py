@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import threading
+import warnings
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 from typing import Any
 
-from cellwright.engines.cpu import product, threads
+from cellwright.engines.cpu import bfloat, product, threads
 from cellwright.engines.cpu.arrays import Array, Sources
 from cellwright.engines.cpu.body import emit
 from cellwright.engines.cpu.program import Program
@@ -23,6 +24,12 @@ FUSE_FROM = ((300_000, 4), (1 << 25, 10))
 
 Then nothing is written for all steps at once, which would be read again from memory.
 """
+
+
+NO_BF16 = (
+    "precision='bf16' runs in float32 here: the cpu engine needs a processor with AVX512_BF16 for "
+    "products of bfloat16 numbers"
+)
 
 
 @dataclass(frozen=True)
@@ -57,7 +64,8 @@ class Kernels:
     """The compiled programs of a signature."""
 
     def __init__(self, signature: Signature, double: bool):
-        self.signature, self.double = signature, double
+        self.signature, self.double = as_it_runs(signature), double
+        self.bf16 = self.signature.options.precision == "bf16"
         self._lock = threading.RLock()
         self._made: dict[Any, Any] = {}
 
@@ -66,7 +74,7 @@ class Kernels:
         if found is None:
             with self._lock:
                 if key not in self._made:
-                    product.provide(self.double)
+                    product.provide(self.double, self.bf16)
                     threads.provide()
                     self._made[key] = make()
                 found = self._made[key]
@@ -111,8 +119,9 @@ class Kernels:
             for p in self.signature.plan.parameters
             if isinstance(p.type, Matrix) and p.type.columns == INPUT
         )
+        width = 2 if self.bf16 else 8 if self.double else 4
         for limit, rows in FUSE_FROM:
-            if weights * (8 if self.double else 4) <= limit and can_fuse(self.signature):
+            if weights * width <= limit and can_fuse(self.signature):
                 return rows
         return None
 
@@ -269,6 +278,20 @@ def _adjoin(first: Job, second: Job) -> bool:
         and first.row + first.m == second.row
         and first.delta.moved(first.m) == second.delta
     )
+
+
+_warned = False
+
+
+def as_it_runs(signature: Signature) -> Signature:
+    """The signature, in float32 where the processor lacks what bfloat16 needs; warns then."""
+    global _warned
+    if signature.options.precision != "bf16" or bfloat.is_available():
+        return signature
+    if not _warned:
+        _warned = True
+        warnings.warn(NO_BF16, stacklevel=2)
+    return replace(signature, options=replace(signature.options, precision="fp32"))
 
 
 @lru_cache(maxsize=256)

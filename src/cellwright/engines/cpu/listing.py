@@ -60,7 +60,8 @@ def _programs(signature: Signature) -> dict[str, Program]:
     """What runs where gradients are wanted, that of x included: title -> program, in order."""
     if signature.spatial:
         return _segments(signature)
-    rows = Kernels(signature, double=False).fuse_from
+    kernels = Kernels(signature, double=False)
+    signature, rows = kernels.signature, kernels.fuse_from
     fuse = rows is not None
     there = forward(signature, keep=True, fuse=fuse)
     back = backward(signature, need_x=True)

@@ -1,18 +1,20 @@
 """Puts weights into the order in which the micro-kernels read them.
 
 A panel holds the weights of one block of units: for each column k of the operands, one after the
-other, the vectors of all targets. Units behind the last are zeros.
+other, the vectors of all targets. Units behind the last are zeros. Where factors are bfloat16
+numbers, two columns that follow each other in an operand are one of words (see ``bfloat.py``).
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from llvmlite import ir
 from torch import Tensor
 
+from cellwright.engines.cpu import bfloat
 from cellwright.engines.cpu.ops import I32, I64, POINTER, Emitter, Lanes, Value
 from cellwright.engines.cpu.targets import Group
 from cellwright.ir import Matrix, Node
@@ -34,7 +36,7 @@ class Copy:
         units, depth: rows and columns of the (transposed) matrix.
         begin: first element in the packed memory.
         step: units of a block.
-        block_stride, panel_row: elements from block to block, and from k to k.
+        block_stride, panel_row: elements from block to block, and from one k, or word, to the next.
         blocks: number of blocks.
     """
 
@@ -51,7 +53,7 @@ class Copy:
 
 
 def plan_copies(
-    groups: Sequence[Group], sizes: Mapping[str, int], lanes: int
+    groups: Sequence[Group], sizes: Mapping[str, int], lanes: int, bf16: bool
 ) -> tuple[list[Copy], list[int], int]:
     """The copies for some groups, where each group's weights begin, and elements in all."""
     copies: list[Copy] = []
@@ -63,16 +65,17 @@ def plan_copies(
         step = members.blocks * lanes
         blocks = -(-units // step)
         widths = [sizes[operand.size] for operand in members.operands]
+        rows = [bfloat.words(width) if bf16 else width for width in widths]
         row = len(members.targets) * step
         for number, target in enumerate(members.targets):
             start = 0
-            for each, width in zip(target.products, widths, strict=True):
+            for each, width, taken in zip(target.products, widths, rows, strict=True):
                 copies.append(
                     _copy(each, units, width, end + start * row + number * step, step,
-                          sum(widths) * row, row, blocks)
+                          sum(rows) * row, row, blocks)
                 )  # fmt: skip
-                start += width
-        end += blocks * sum(widths) * row
+                start += taken
+        end += blocks * sum(rows) * row
     return copies, begins, end
 
 
@@ -99,7 +102,7 @@ def dense(weight: Tensor, start: int, copy: Copy) -> Tensor:
     return torch.block_diag(*weight[start : start + rows].chunk(copy.matrix.blocks))
 
 
-def emit_pack(double: bool) -> str:
+def emit_pack(double: bool, bf16: bool = False) -> str:
     """``run``: carries out copies; arguments: their number, then ``ARGUMENTS`` of each."""
     module = ir.Module("cellwright_pack")
     kind = ir.FunctionType(ir.VoidType(), [POINTER, I64, I64, I64, I64])
@@ -117,48 +120,73 @@ def emit_pack(double: bool) -> str:
         first = b.sdiv(b.mul(share, given["blocks"]), shares)
         end = b.sdiv(b.mul(b.add(share, e.i64(1)), given["blocks"]), shares)
         with e.loop(first, end) as block:
-            _emit_block(e, given, block)
+            _emit_block(e, given, block, bf16)
     b.ret_void()
     return str(module)
 
 
-def _emit_block(e: Emitter, given: dict[str, Value], block: Value) -> None:
+Load = Callable[[Value], Value]
+"""Loads column k of one unit, or of a vector of units."""
+
+
+def _panel_rows(e: Emitter, k_count: Value, bf16: bool) -> Value:
+    """Rows of a panel for so many columns."""
+    return bfloat.words_of(e, k_count) if bf16 else k_count
+
+
+def _column(e: Emitter, given: dict[str, Value], row: Value, load: Load, bf16: bool) -> Value:
+    """What stands in row ``row`` of a panel."""
+    return bfloat.across(e, row, given["k_count"], load) if bf16 else load(row)
+
+
+def _emit_block(e: Emitter, given: dict[str, Value], block: Value, bf16: bool) -> None:
     """One block of units of one matrix, unit by unit."""
     b = e.b
+    rows = _panel_rows(e, given["k_count"], bf16)
     source, target = (b.inttoptr(given[name], POINTER) for name in ("source", "target"))
     into = e.at(target, b.mul(block, given["block_stride"]))
     first = b.mul(block, given["step"])
     contiguous = b.icmp_signed("==", given["unit_stride"], e.i64(1))
     room = b.icmp_signed("<=", b.add(first, given["step"]), given["units"])
     with b.if_else(b.and_(contiguous, room)) as (by_vectors, one_by_one):
-        with by_vectors, e.loop(e.i64(0), given["k_count"]) as k:
-            row = e.at(source, b.add(b.mul(k, given["k_stride"]), first))
-            place = e.at(into, b.mul(k, given["panel_row"]))
+        with by_vectors, e.loop(e.i64(0), rows) as row:
+            place = e.at(into, b.mul(row, given["panel_row"]))
             with e.loop(e.i64(0), given["step"], e.lanes.count) as lane:
-                e.store(e.load(e.at(row, lane)), e.at(place, lane))
+
+                def load(k: Value) -> Value:
+                    unit = b.add(first, lane)
+                    return e.load(e.at(source, b.add(b.mul(k, given["k_stride"]), unit)))
+
+                e.store(_column(e, given, row, load, bf16), e.at(place, lane))
         with one_by_one, e.loop(e.i64(0), given["step"], e.lanes.count) as lane:
-            _emit_lanes(e, given, b.add(first, lane), source, e.at(into, lane))
+            _emit_lanes(e, given, b.add(first, lane), source, e.at(into, lane), bf16)
 
 
 def _emit_lanes(
-    e: Emitter, given: dict[str, Value], first: Value, source: Value, into: Value
+    e: Emitter, given: dict[str, Value], first: Value, source: Value, into: Value, bf16: bool
 ) -> None:
     """As many units as there are lanes, of a matrix whose units do not lie side by side."""
     b, lanes = e.b, e.lanes
     room = b.icmp_signed("<=", b.add(first, e.i64(lanes.count)), given["units"])
     by_rows = b.icmp_signed("==", given["k_stride"], e.i64(1))
-    squares = b.sub(given["k_count"], b.srem(given["k_count"], e.i64(lanes.count)))
-    squares = b.select(b.and_(room, by_rows), squares, e.i64(0))
-    with e.loop(e.i64(0), squares, lanes.count) as k:
-        rows = []
+    per_row = bfloat.PER_WORD if bf16 else 1
+    squares = b.sdiv(given["k_count"], e.i64(lanes.count * per_row))
+    squares = b.select(b.and_(room, by_rows), b.mul(squares, e.i64(lanes.count)), e.i64(0))
+    with e.loop(e.i64(0), squares, lanes.count) as row:
+        units = []
         for number in range(lanes.count):
             unit = b.add(first, e.i64(number))
-            rows.append(e.load(e.at(source, b.add(b.mul(unit, given["unit_stride"]), k))))
-        for number, column in enumerate(transposed(e, rows)):
-            place = b.mul(b.add(k, e.i64(number)), given["panel_row"])
+            along = b.add(b.mul(unit, given["unit_stride"]), b.mul(row, e.i64(per_row)))
+            parts = [
+                e.load(e.at(source, b.add(along, e.i64(part * lanes.count))))
+                for part in range(per_row)
+            ]
+            units.append(bfloat.along(e, *parts) if bf16 else parts[0])
+        for number, column in enumerate(transposed(e, units)):
+            place = b.mul(b.add(row, e.i64(number)), given["panel_row"])
             e.store(column, e.at(into, place))
     with e.loop(e.i64(0), e.i64(lanes.count)) as lane:
-        _emit_unit(e, given, b.add(first, lane), squares, source, e.at(into, lane))
+        _emit_unit(e, given, b.add(first, lane), squares, source, e.at(into, lane), bf16)
 
 
 def transposed(e: Emitter, rows: list[Value]) -> list[Value]:
@@ -181,15 +209,21 @@ def transposed(e: Emitter, rows: list[Value]) -> list[Value]:
 
 
 def _emit_unit(
-    e: Emitter, given: dict[str, Value], unit: Value, k_from: Value, source: Value, into: Value
-) -> None:
-    """The columns from ``k_from`` of one unit, or zeros behind the last unit."""
+    e: Emitter, given: dict[str, Value], unit: Value, row_from: Value, source: Value, into: Value,
+    bf16: bool,
+) -> None:  # fmt: skip
+    """The panel's rows from ``row_from`` for one unit, or zeros behind the last unit."""
     b, element = e.b, e.lanes.element
+    rows = _panel_rows(e, given["k_count"], bf16)
     with b.if_else(b.icmp_signed("<", unit, given["units"])) as (real, padding):
         with real:
-            row = e.at(source, b.mul(unit, given["unit_stride"]))
-            with e.loop(k_from, given["k_count"]) as k:
-                value = e.load(e.at(row, b.mul(k, given["k_stride"])), element)
-                e.store(value, e.at(into, b.mul(k, given["panel_row"])))
-        with padding, e.loop(e.i64(0), given["k_count"]) as k:
-            e.store(ir.Constant(element, 0.0), e.at(into, b.mul(k, given["panel_row"])))
+            own = e.at(source, b.mul(unit, given["unit_stride"]))
+
+            def load(k: Value) -> Value:
+                return e.load(e.at(own, b.mul(k, given["k_stride"])), element)
+
+            with e.loop(row_from, rows) as row:
+                value = _column(e, given, row, load, bf16)
+                e.store(value, e.at(into, b.mul(row, given["panel_row"])))
+        with padding, e.loop(e.i64(0), rows) as row:
+            e.store(ir.Constant(element, 0.0), e.at(into, b.mul(row, given["panel_row"])))

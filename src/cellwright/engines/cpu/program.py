@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from cellwright.engines.cpu.arrays import Array, Kind, Sources, Stores
+from cellwright.engines.cpu import bfloat
+from cellwright.engines.cpu.arrays import Array, Index, Kind, Sources, Stores
 from cellwright.engines.cpu.targets import Group
 from cellwright.ir import ONE, TABLE, Node
 from cellwright.plan import Stage
@@ -31,6 +32,8 @@ class Program:
         groups: the products of each stage, filled in by :func:`emit`.
         slots: argument name -> its place, filled in by :func:`emit`.
         temporaries: arrays (rows x stride) that the caller allocates: slot -> stride.
+        words: where each stage puts its operands as words of bfloat16 factors; filled in by
+            :func:`emit`. The caller allocates them, one for each share.
     """
 
     stages: Sequence[Stage]
@@ -42,11 +45,19 @@ class Program:
     groups: list[list[Group]] = field(default_factory=list)
     slots: dict[str, int] = field(default_factory=dict)
     temporaries: dict[str, int] = field(default_factory=dict)
+    words: list[dict[tuple[Node, ...], Array]] = field(default_factory=list)
+
+    @property
+    def bf16(self) -> bool:
+        """Whether the factors of its products are bfloat16 numbers: those of all or of none."""
+        products = [product for stage in self.stages for product in stage.products]
+        return any(dict(each.attributes).get("precision") == "bf16" for each in products)
 
     def arrays(self) -> list[Array]:
         """Every array that it reads or writes."""
         stored = (array for arrays in self.stores.values() for array in arrays)
-        return [*self.sources.values(), *stored]
+        words = (array for places in self.words for array in places.values())
+        return [*self.sources.values(), *stored, *words]
 
     def plan_temporaries(self, lanes: int) -> None:
         """Give an array to every value that a later stage reads and that has none yet.
@@ -70,6 +81,16 @@ class Program:
         if operator.kind != "pointwise" or operator.cost > 1 or len(each.inputs) > 1:
             return False
         return each.inputs[0] in self.stores or each.inputs[0] in self.sources
+
+    def plan_words(self) -> None:
+        """Give an array to the words of what the products of each stage read."""
+        for index, groups in enumerate(self.groups):
+            places: dict[tuple[Node, ...], Array] = {}
+            for operands in dict.fromkeys(g.operands for g in groups) if self.bf16 else ():
+                slot = f"words.{index}.{len(places)}"
+                stride = sum(bfloat.words(self.sizes[each.size]) for each in operands)
+                places[operands] = Array(slot, Kind.ROWS, Index.OWN, stride=stride)
+            self.words.append(places)
 
     def slot(self, name: str) -> int:
         """The place of an argument, new or known."""

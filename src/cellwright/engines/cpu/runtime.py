@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cellwright.engines.cpu import jit, packing, product, threads
+from cellwright.engines.cpu import jit, outer, packing, product, threads
 from cellwright.engines.cpu.pages import whole_pages
 from cellwright.engines.cpu.program import ENTRY, NUMBERS, Program, weights_slot
 
@@ -88,7 +88,7 @@ class Compiled:
         self.address = self.code.address(ENTRY)
         groups = [g for members in program.groups for g in members]
         self.copies, begins, self.packed = packing.plan_copies(
-            groups, program.sizes, 8 if double else 16
+            groups, program.sizes, 8 if double else 16, program.bf16
         )
         names = [
             weights_slot(stage, number)
@@ -103,6 +103,11 @@ class Compiled:
         self._temporaries = [
             (program.slots[name], name, stride) for name, stride in program.temporaries.items()
         ]
+        self._words = [
+            (program.slots[array.slot], array.slot, array.stride)
+            for places in program.words
+            for array in places.values()
+        ]
         # Behind the weights stand the numbers, and behind those the arrays.
         first = program.slots[NUMBERS[0]]
         self._pointed = list(program.slots)[first + len(NUMBERS) :]
@@ -110,7 +115,7 @@ class Compiled:
         self._extents_at, self._pointers_at = 8 * first, 8 * (first + len(NUMBERS))
         self._weights = [weights[copy.parameter] for copy in self.copies]
         self._in_blocks = any(copy.matrix.blocks > 1 for copy in self.copies)
-        self._packer = helper("pack", double) if self.packed else 0
+        self._packer = helper("pack", double, program.bf16) if self.packed else 0
         self._widest = max((program.sizes[node.size] for node in program.stores), default=1)
         self._local = threading.local()
 
@@ -129,31 +134,37 @@ class Compiled:
         """
         team = threads.count()
         packed = self._pack(weights, team) if self.packed else 0
-        arguments = self._arguments(at, packed, steps, rows, reverse, ring)
         if rows * self.work * steps < ALONE_BELOW:
             how, team = threads.ROWS, 1
         elif rows >= 2 * team and (rows >= MANY_ROWS * team or self.work < LARGE_WEIGHTS):
             how = threads.ROWS
         else:
             how, team = threads.SHARES, team if rows * self.work >= SHARE_FROM else 1
+        shares = team if how == threads.SHARES else 1
+        arguments = self._arguments(at, packed, steps, rows, shares, reverse, ring)
         threads.launch(self.address, arguments, rows, how, team)
 
     def run_rows(self, at: Addresses, steps: int, rows: int, *, reverse: bool = False) -> None:
         """Run a program without products; the rows are shared out."""
-        arguments = self._arguments(at, 0, steps, rows, reverse, False)
+        arguments = self._arguments(at, 0, steps, rows, 1, reverse, False)
         team = threads.count() if rows * self._widest >= POINTWISE_ALONE_BELOW else 1
         threads.launch(self.address, arguments, rows, threads.ROWS, team)
 
     def run_sums(self, at: Addresses, steps: int, rows: int, *, reverse: bool) -> None:
         """Run a program of sums, whose units are shared out without barriers."""
-        arguments = self._arguments(at, 0, steps, rows, reverse, False)
+        arguments = self._arguments(at, 0, steps, rows, 1, reverse, False)
         team = threads.count() if rows * steps > 2_000 else 1
         threads.launch(self.address, arguments, rows, threads.SHARES, team)
 
     def prepare(
-        self, weights: Sequence[Tensor], rows: int
+        self, weights: Sequence[Tensor], rows: int, shares: int
     ) -> tuple[ctypes.Array[ctypes.c_int64], int, list[Tensor]]:
         """Arguments for single steps with these weights: all but the arrays of a step.
+
+        Args:
+            weights: contiguous.
+            rows: of the batch.
+            shares: into which the units will be shared out at most.
 
         Returns:
             the arguments, their address, and the memory that they point into.
@@ -175,6 +186,9 @@ class Compiled:
         for place, _, stride in self._temporaries:
             held.append(torch.empty(rows * stride, dtype=self.dtype))
             values[place] = held[-1].data_ptr()
+        for place, _, stride in self._words:
+            held.append(torch.empty(shares * rows * stride, dtype=self.dtype))
+            values[place] = held[-1].data_ptr()
         for name, weight in self.parameters.items():
             if f"parameter.{name}" in slots:
                 skipped = weight.start * weight.columns * self.width
@@ -183,8 +197,9 @@ class Compiled:
         return values, place_of_values, held
 
     def _arguments(
-        self, at: Addresses, packed: int, steps: int, rows: int, reverse: bool, ring: bool
-    ) -> int:
+        self, at: Addresses, packed: int, steps: int, rows: int, shares: int, reverse: bool,
+        ring: bool,
+    ) -> int:  # fmt: skip
         """The address of the filled arguments; every thread of Python has its own."""
         local = self._local.__dict__
         values = local.get("arguments")
@@ -199,6 +214,8 @@ class Compiled:
         _extents(values, self._extents_at, steps, rows, reverse, 1 if ring else -1)
         for _, name, stride in self._temporaries:
             at[name] = memory.take(name, rows * stride, self.dtype).data_ptr()
+        for _, name, stride in self._words:
+            at[name] = memory.take(name, shares * rows * stride, self.dtype).data_ptr()
         self._pointers(values, self._pointers_at, *[at[name] for name in self._pointed])
         address: int = local["address"]
         return address
@@ -250,32 +267,33 @@ class Compiled:
 
 
 @lru_cache(maxsize=16)
-def _helper(name: str, double: bool, limit: str) -> tuple[jit.Code, int]:
-    product.provide(double)
-    text = packing.emit_pack(double) if name == "pack" else product.emit_outer(double)
+def _helper(name: str, double: bool, bf16: bool, limit: str) -> tuple[jit.Code, int]:
+    product.provide(double, bf16)
+    emit = packing.emit_pack if name == "pack" else outer.emit_outer
+    text = emit(double, bf16)
     code = jit.compile_ir(text, limit)
     return code, code.address(ENTRY)
 
 
-def helper(name: str, double: bool) -> int:
+def helper(name: str, double: bool, bf16: bool) -> int:
     """Address of a loop that is the same for all cells: "pack" or "outer"."""
-    return _helper(name, double, jit.features_limit())[1]
+    return _helper(name, double, bf16, jit.features_limit())[1]
 
 
 class Product:
     """Jobs for the "outer" loop: gradients of matrices."""
 
-    def __init__(self, double: bool):
-        self.double = double
+    def __init__(self, double: bool, bf16: bool = False):
+        self.double, self.bf16 = double, bf16
         self.values: list[int] = []
-        self.work = 0
+        self.work = self.largest = 0
 
     def add(
         self, m: int, n: int, k: int, left: int, left_row: int, right: int, right_row: int,
         gradient: int, gradient_row: int, other: int = 0, other_rows: tuple[int, int] = (0, 0),
         shift: int = 0,
     ) -> None:  # fmt: skip
-        """The m x n numbers at ``gradient`` += left.T @ right; see ``product.emit_outer``.
+        """The m x n numbers at ``gradient`` += left.T @ right; see ``outer.emit_outer``.
 
         ``left``, ``right``, ``gradient`` and ``other`` are addresses, ``..._row`` elements from
         one row to the next; ``k`` is the number of rows of ``left`` and ``right``.
@@ -285,13 +303,17 @@ class Product:
             *other_rows, shift,
         ]  # fmt: skip
         self.work += m * n * k
+        self.largest = max(self.largest, m)
 
     def run(self) -> None:
         """Carry out the jobs."""
         if not self.values:
             return
-        jobs = len(self.values) // len(product.OUTER_ARGUMENTS)
-        arguments = (ctypes.c_int64 * (len(self.values) + 1))(jobs, *self.values)
+        jobs = len(self.values) // len(outer.OUTER_ARGUMENTS)
         team = threads.count() if self.work > ALONE_BELOW else 1
-        address = helper("outer", self.double)
+        elements = outer.left_elements(self.largest, team, self.bf16)
+        packed = memory.take("outer", elements, torch.float32).data_ptr() if elements else 0
+        given = (jobs, self.largest, packed, *self.values)
+        arguments = (ctypes.c_int64 * len(given))(*given)
+        address = helper("outer", self.double, self.bf16)
         threads.launch(address, ctypes.addressof(arguments), 1, threads.SHARES, team)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import struct
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -10,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cellwright.engines.cpu import jit
+from cellwright.engines.cpu import jit, threads
 from cellwright.engines.cpu.kernels import Kernels, kernels
 from cellwright.engines.cpu.runtime import SHARE_FROM
 from cellwright.engines.cpu.threads import Prepared
@@ -52,10 +53,12 @@ class LayerStep:
     def __init__(self, made: Kernels, weights: Sequence[Tensor], rows: int):
         self._weights = [each.detach().contiguous() for each in weights]
         compiled = made.step()
-        self.arguments, place, self._held = compiled.prepare(self._weights, rows)
         self.shared = rows * compiled.work >= SHARE_FROM
+        # torch may be given more threads later.
+        most = max(threads.count(), os.cpu_count() or 1) if self.shared else 1
+        self.arguments, place, self._held = compiled.prepare(self._weights, rows, most)
         self.fill = struct.Struct(f"{len(made.step_slots)}q").pack_into
-        launch = Prepared(compiled.address, place, rows, shared=self.shared)
+        launch = Prepared(compiled.address, place, rows, shared=self.shared, most=most)
         self.run = launch.run
         self._kept = compiled, launch  # the machine code and the launch stay where they are
 

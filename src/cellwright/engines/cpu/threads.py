@@ -259,12 +259,14 @@ class Prepared:
         rows: of the batch.
         shared: the units are shared out to all threads; else one thread runs it, and keeps
             Python's lock, for the loop is short.
+        most: threads at most that there is memory for.
 
     Attributes:
         run: launches it.
     """
 
-    def __init__(self, address: int, arguments: int, rows: int, *, shared: bool):
+    def __init__(self, address: int, arguments: int, rows: int, *, shared: bool, most: int):
+        self._most = most
         self._runtime = _runtime(jit.features_limit())
         self._job = (ctypes.c_int64 * 4)(address, arguments, rows, SHARES)
         self._place = ctypes.addressof(self._job)
@@ -277,7 +279,7 @@ class Prepared:
             self.run = partial(alone, self._place)
 
     def _run_shared(self) -> None:
-        team, library = count(), _openmp()
+        team, library = min(count(), self._most), _openmp()
         if team == 1:
             self._alone(self._place)
         elif library is None:

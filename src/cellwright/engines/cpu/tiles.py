@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 from llvmlite import ir
 
+from cellwright.engines.cpu import bfloat
 from cellwright.engines.cpu.arrays import Array, Sources
 from cellwright.engines.cpu.evaluation import Evaluation
 from cellwright.engines.cpu.frame import Frame
@@ -59,7 +60,12 @@ class Tiles:
         """Run the micro-kernels of a group for some rows of one block of units."""
         e, b, lanes = self.frame.e, self.frame.e.b, self.frame.lanes
         width = members.vectors * lanes.count
-        operands = merged_operands(members, here, self.frame.program.sizes)
+        bf16 = self.frame.program.bf16
+        if bf16:
+            words = self.frame.program.words[index][members.operands]
+            operands = [(words, words.stride)]
+        else:
+            operands = merged_operands(members, here, self.frame.program.sizes)
         depth = sum(k for _, k in operands)
         packed = self.frame.address(weights_slot(index, number))
         panel = e.at(packed, b.mul(block, e.i64(depth * width)))
@@ -72,7 +78,7 @@ class Tiles:
                 following = e.at(panel, e.i64(depth * width))
                 for operand, (array, k) in enumerate(operands):
                     begin = e.i64(done * width)
-                    kernel = declare_pair(self.frame.module, members.vectors, lanes.double)
+                    kernel = declare_pair(self.frame.module, members.vectors, lanes.double, bf16)
                     b.call(kernel, [
                         e.i64(k), e.at(self.frame.base(array), self.frame.offset(array, row)),
                         e.at(panel, begin), e.at(following, begin), self._tiles[position],
@@ -81,6 +87,37 @@ class Tiles:
                     done += k
             with many_rows:
                 self._row_blocks(members, operands, panel, row, rows, position, started)
+
+    def convert(self, index: int, here: Sources) -> None:
+        """Put what the products of a stage read into words; each share does so for itself."""
+        e, b, count = self.frame.e, self.frame.e.b, self.frame.lanes.count
+        for operands, array in self.frame.program.words[index].items():
+            begin = 0
+            for each in operands:
+                source, k = here[each], self.frame.program.sizes[each.size]
+                words = bfloat.words(k)
+                with (
+                    e.loop(self.frame.row_from, self.frame.row_to) as row,
+                    e.loop(e.i64(0), e.i64(words), count) as word,
+                ):
+                    numbers = e.at(self.frame.base(source), self.frame.offset(source, row))
+                    parts = []
+                    for part in range(bfloat.PER_WORD):
+                        term = b.add(b.mul(word, e.i64(bfloat.PER_WORD)), e.i64(part * count))
+                        mask = self.frame.mask(k, bfloat.PER_WORD * count, term)
+                        place = e.at(numbers, term)
+                        parts.append(e.load(place) if mask is None else e.masked_load(place, mask))
+                    into = e.at(self.frame.base(array), self.frame.offset(array, row))
+                    place = e.at(into, b.add(word, e.i64(begin)))
+                    self._store_words(bfloat.along(e, *parts), place, words, word)
+                begin += words
+
+    def _store_words(self, value: Value, place: Value, words: int, word: Value) -> None:
+        mask = self.frame.mask(words, self.frame.lanes.count, word)
+        if mask is None:
+            self.frame.e.store(value, place)
+        else:
+            self.frame.e.masked_store(value, place, mask)
 
     def _start(
         self, members: Group, block: Value, row: Value, rows: Value, paired: Value, position: int,
@@ -130,7 +167,7 @@ class Tiles:
                         tile, e.i64(self.stride),
                         ir.Constant(I32, 1 if operand or started else 0),
                         e.at(following, b.add(passed, e.i64(done * line))),
-                    ])  # fmt: skip
+                    ], self.frame.program.bf16)  # fmt: skip
                     done += k
             start = stop
 

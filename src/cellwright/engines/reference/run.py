@@ -36,6 +36,12 @@ class ReferenceEngine:
         """None: there is nothing it cannot run."""
         return None
 
+    def remark(self, signature: Signature) -> str | None:
+        """How products are computed, where that is not in the tensors' own precision."""
+        if signature.options.precision == "fp32":
+            return None
+        return "products are of numbers rounded to bfloat16, with sums in the tensors' precision"
+
     def forward(self, call: Call, *, keep: bool) -> Result:
         """Run the forward plan."""
         return _forward(call, keep=keep)

@@ -1,0 +1,189 @@
+"""Products over all steps and rows: the gradients of matrices."""
+
+from __future__ import annotations
+
+from llvmlite import ir
+
+from cellwright.engines.cpu import bfloat
+from cellwright.engines.cpu.ops import I32, I64, POINTER, Emitter, Lanes, Value
+from cellwright.engines.cpu.product import ROW_BLOCKS, VECTORS, blocks_end, call_by_rows
+
+K_BLOCK = 512  # elements of A and of B, along k, that are worked on together
+LEFT_ROWS = 96  # of A that are packed together, a multiple of the tallest tile
+HEAD = 3  # arguments before those of the jobs
+
+OUTER_ARGUMENTS = (
+    "m", "n", "k", "a", "a_k", "b", "b_k", "c", "c_row", "other", "other_from", "other_to", "shift"
+)  # fmt: skip
+
+
+def emit_outer(double: bool, bf16: bool = False) -> str:
+    """``run``: for each of some jobs, C[m][n] += sum over k of A[k][m] * B[k][n].
+
+    The gradients of matrices: k runs over all steps and rows. B is packed here, block by block,
+    into panels of 64 columns with zeros behind the last. Where B holds states before each step,
+    the rows ``other_from`` to ``other_to`` are the initial state, at ``other``, and the rest of B
+    is shifted by ``shift`` rows. The arguments are the number of jobs, their largest m, the
+    address of :func:`left_elements` elements of memory, then ``OUTER_ARGUMENTS`` of each job; a
+    thread takes its share of every job's rows.
+
+    For factors in bfloat16 A is packed too, for k has to come in pairs.
+    """
+    lanes = Lanes(double)
+    module = ir.Module("cellwright_outer")
+    kind = ir.FunctionType(ir.VoidType(), [POINTER, I64, I64, I64, I64])
+    function = ir.Function(module, kind, "run")
+    arguments, _, _, share, shares = function.args
+    e = Emitter(module, ir.IRBuilder(function.append_basic_block("entry")), lanes)
+    b = e.b
+    tile = e.scratch(max(ROW_BLOCKS) * VECTORS * lanes.count)
+    panel = e.scratch(K_BLOCK * VECTORS * lanes.count)
+
+    def argument(place: Value) -> Value:
+        return e.load(b.gep(arguments, [place], source_etype=I64), I64, 8)
+
+    jobs, largest, packed = (argument(e.i64(place)) for place in range(HEAD))
+    room = b.mul(b.add(b.sdiv(largest, shares), e.i64(LEFT_ROWS)), e.i64(K_BLOCK))
+    own = e.at(b.inttoptr(packed, POINTER), b.mul(share, room))
+    with e.loop(e.i64(0), jobs) as job:
+        start = b.add(e.i64(HEAD), b.mul(job, e.i64(len(OUTER_ARGUMENTS))))
+        given = {
+            name: argument(b.add(start, e.i64(place))) for place, name in enumerate(OUTER_ARGUMENTS)
+        }
+        _emit_job(e, given, share, shares, own, tile, panel, bf16)
+    b.ret_void()
+    return str(module)
+
+
+def left_elements(m: int, team: int, bf16: bool) -> int:
+    """Elements of memory for a packed left side of ``m`` columns; where it is not packed, none."""
+    return (m + LEFT_ROWS * team) * K_BLOCK if bf16 else 0
+
+
+def _emit_job(
+    e: Emitter, given: dict[str, Value], share: Value, shares: Value, packed: Value, tile: Value,
+    panel: Value, bf16: bool,
+) -> None:  # fmt: skip
+    b, lanes = e.b, e.lanes
+    n_count, k_count, a_k, c_row = (given[name] for name in ("n", "k", "a_k", "c_row"))
+    a, c = (b.inttoptr(given[name], POINTER) for name in ("a", "c"))
+    m_from = b.sdiv(b.mul(share, given["m"]), shares)
+    m_to = b.sdiv(b.mul(b.add(share, e.i64(1)), given["m"]), shares)
+    width = VECTORS * lanes.count
+    terms = K_BLOCK * bfloat.PER_WORD if bf16 else K_BLOCK
+    with e.loop(e.i64(0), k_count, terms) as k_from:
+        k_here = _least(b, b.sub(k_count, k_from), e.i64(terms))
+        left = e.at(a, b.mul(k_from, a_k))
+        elements = bfloat.words_of(e, k_here) if bf16 else k_here
+        if bf16:
+            _pack_left(e, left, a_k, m_from, m_to, k_here, packed)
+        with e.loop(e.i64(0), n_count, width) as n_from:
+            columns = b.sub(n_count, n_from)
+            with e.loop(e.i64(0), elements) as place:
+                for v in range(VECTORS):
+                    start = e.i64(v * lanes.count)
+                    mask = e.lanes_below(b.sub(columns, start))
+
+                    def right(k: Value, start: Value = start, mask: Value = mask) -> Value:
+                        row = _right_row(e, given, b.add(k_from, k))
+                        return e.masked_load(e.at(row, b.add(n_from, start)), mask)
+
+                    value = bfloat.across(e, place, k_here, right) if bf16 else right(place)
+                    e.store(value, e.at(panel, b.add(b.mul(place, e.i64(width)), start)))
+            if bf16:
+                with e.loop(m_from, m_to, LEFT_ROWS) as block:
+                    end = _least(b, m_to, b.add(block, e.i64(LEFT_ROWS)))
+                    begin = b.mul(b.sub(block, m_from), e.i64(K_BLOCK))
+                    rows = e.at(packed, b.sub(begin, block))
+                    _rows_of_tiles(e, block, end, n_from, columns, elements, rows,
+                                   e.i64(LEFT_ROWS), c, c_row, panel, tile, bf16)  # fmt: skip
+            else:
+                _rows_of_tiles(e, m_from, m_to, n_from, columns, elements, left, a_k, c, c_row,
+                               panel, tile, bf16)  # fmt: skip
+
+
+def _least(b: ir.IRBuilder, one: Value, other: Value) -> Value:
+    return b.select(b.icmp_signed("<", one, other), one, other)
+
+
+def _right_row(e: Emitter, given: dict[str, Value], k: Value) -> Value:
+    """Address of row ``k`` of B, which may be one of the initial state."""
+    b = e.b
+    after = b.icmp_signed(">=", k, given["other_from"])
+    initial = b.and_(after, b.icmp_signed("<", k, given["other_to"]))
+    row = b.select(initial, b.sub(k, given["other_from"]), b.add(k, given["shift"]))
+    other, rows = (b.inttoptr(given[name], POINTER) for name in ("other", "b"))
+    return e.at(b.select(initial, other, rows), b.mul(row, given["b_k"]))
+
+
+def _pack_left(
+    e: Emitter, left: Value, a_k: Value, m_from: Value, m_to: Value, k_here: Value, packed: Value
+) -> None:
+    """Words of a thread's part of A, in blocks of ``LEFT_ROWS`` columns."""
+    b, lanes = e.b, e.lanes
+    words = bfloat.words_of(e, k_here)
+    with e.loop(e.i64(0), words) as word, e.loop(m_from, m_to, LEFT_ROWS) as block:
+        begin = b.mul(b.sub(block, m_from), e.i64(K_BLOCK))
+        into = e.at(packed, b.add(begin, b.mul(word, e.i64(LEFT_ROWS))))
+        with e.loop(e.i64(0), e.i64(LEFT_ROWS), lanes.count) as column:
+            m = b.add(block, column)
+            mask = e.lanes_below(b.sub(m_to, m))
+
+            def terms(k: Value, m: Value = m, mask: Value = mask) -> Value:
+                return e.masked_load(e.at(left, b.add(b.mul(k, a_k), m)), mask)
+
+            e.store(bfloat.across(e, word, k_here, terms), e.at(into, column))
+
+
+def _rows_of_tiles(
+    e: Emitter, m_from: Value, m_to: Value, n_from: Value, columns: Value, elements: Value,
+    left: Value, left_k: Value, c: Value, c_row: Value, panel: Value, tile: Value, bf16: bool,
+) -> None:  # fmt: skip
+    """All rows m of one panel, in blocks of six and what is left."""
+    b, lanes = e.b, e.lanes
+    width = VECTORS * lanes.count
+    again = ir.Constant(I32, 1)
+    start: Value = m_from
+    for rows in ROW_BLOCKS:
+        stop = blocks_end(e, start, m_to, rows)
+        with e.loop(start, stop, rows) as m:
+            rows_left = e.at(left, m)
+            target = e.at(c, b.add(b.mul(m, c_row), n_from))
+            whole = b.icmp_signed(">=", columns, e.i64(width))
+            with b.if_else(whole) as (inside, edge):
+                with inside:
+                    call_by_rows(e, rows, VECTORS, [
+                        elements, rows_left, e.i64(1), left_k, panel, e.i64(width),
+                        target, c_row, again, panel,
+                    ], bf16)  # fmt: skip
+                with edge:
+                    _edge_tile(e, rows, columns, [
+                        elements, rows_left, e.i64(1), left_k, panel, e.i64(width),
+                        tile, e.i64(width), again, panel,
+                    ], target, c_row, bf16)  # fmt: skip
+        start = stop
+
+
+def _edge_tile(
+    e: Emitter, rows: int, columns: Value, arguments: list[Value], target: Value, c_row: Value,
+    bf16: bool,
+) -> None:  # fmt: skip
+    """The last panel: through a tile in memory, only as many vectors as there are columns."""
+    b, lanes = e.b, e.lanes
+    tile, width = arguments[6], VECTORS * lanes.count
+    for r in range(rows):
+        for v in range(VECTORS):
+            mask = e.lanes_below(b.sub(columns, e.i64(v * lanes.count)))
+            source = e.at(target, b.add(b.mul(c_row, e.i64(r)), e.i64(v * lanes.count)))
+            e.store(e.masked_load(source, mask), e.at(tile, e.i64(r * width + v * lanes.count)))
+    for vectors in range(1, VECTORS + 1):
+        fits = b.icmp_signed("<=", columns, e.i64(vectors * lanes.count))
+        needed = b.icmp_signed(">", columns, e.i64((vectors - 1) * lanes.count))
+        with b.if_then(b.and_(fits, needed)):
+            call_by_rows(e, rows, vectors, arguments, bf16)
+    for r in range(rows):
+        for v in range(VECTORS):
+            mask = e.lanes_below(b.sub(columns, e.i64(v * lanes.count)))
+            value = e.load(e.at(tile, e.i64(r * width + v * lanes.count)))
+            place = e.at(target, b.add(b.mul(c_row, e.i64(r)), e.i64(v * lanes.count)))
+            e.masked_store(value, place, mask)
