@@ -1,5 +1,6 @@
 """Engines carry out plans; the reference engine does so with ordinary torch operations."""
 
+from cellwright.engines import transforms
 from cellwright.engines.choice import Choice, choose, engine, get, names
 from cellwright.engines.operator import run
 from cellwright.engines.protocol import Call, Cotangents, Engine, Gradients, Result
@@ -7,5 +8,5 @@ from cellwright.engines.signature import Signature, Slice, parse
 
 __all__ = [
     "Call", "Choice", "Cotangents", "Engine", "Gradients", "Result", "Signature", "Slice",
-    "choose", "engine", "get", "names", "parse", "run",
+    "choose", "engine", "get", "names", "parse", "run", "transforms",
 ]  # fmt: skip

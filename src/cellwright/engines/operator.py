@@ -2,8 +2,9 @@
 
 Two operators, the loop and its gradient, stand between the layers and the engines. Each is
 one node for ``torch.compile`` and ``torch.export``, whatever the number of steps. Second
-derivatives, and everything under ``torch.func``, go through plain torch operations instead
-(:func:`cellwright.engines.reference.differentiable`), which torch differentiates itself.
+derivatives go through plain torch operations instead
+(:func:`cellwright.engines.reference.differentiable`), which torch differentiates itself. What
+happens under ``torch.func`` is in :mod:`cellwright.engines.transforms`.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cellwright.engines import choice, direct
+from cellwright.engines import choice, direct, transforms
 from cellwright.engines.protocol import Call, Cotangents, Engine, Result
 from cellwright.engines.reference import differentiable
 from cellwright.engines.signature import parse
@@ -198,8 +199,12 @@ def _plain(call: Call) -> Result:
 def run(call: Call) -> Result:
     """Carry out a recurrence so that torch can differentiate, compile and export it."""
     compiling = torch.compiler.is_compiling()
-    if not compiling and torch._C._are_functorch_transforms_active():
-        return _plain(call)
+    if not compiling and transforms.are_active():
+        engine = _engine(call, AT_RUN_TIME)
+        every = [call.x, *call.states, *call.weights, *call.streams]
+        if transforms.objection(engine, call.signature, every):
+            return _plain(call)
+        return transforms.run(call, engine)
     tensors = (call.x, *call.states, *call.weights)
     keep = torch.is_grad_enabled() and any(each.requires_grad for each in tensors)
     # Inside a compiled program the engine is chosen when it runs, not when it is traced.

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import torch
@@ -14,7 +14,10 @@ from cellwright.engines.signature import Signature
 
 @dataclass(frozen=True)
 class Call:
-    """One recurrence over a whole sequence.
+    """One recurrence over a whole sequence, or a population of them.
+
+    In a population every tensor, those of the results too, has one more axis in front: of the
+    members. What members share may lie in memory once, with a stride of zero along that axis.
 
     Attributes:
         signature: the cell, options and sizes.
@@ -23,6 +26,7 @@ class Call:
         weights: tensors in which the parameters lie, see ``signature.slices``.
         streams: masks in the order of the plan's streams: (T, B, size) or (B, size).
         reverse: from the last step to the first.
+        population: members of a population; None for one recurrence alone.
     """
 
     signature: Signature
@@ -31,12 +35,26 @@ class Call:
     weights: Sequence[Tensor]
     streams: Sequence[Tensor]
     reverse: bool
+    population: int | None = None
 
     @property
     def steps(self) -> range:
         """The steps in the order of the loop."""
-        count = self.x.shape[0]
+        count = self.x.shape[0 if self.population is None else 1]
         return range(count - 1, -1, -1) if self.reverse else range(count)
+
+    def members(self) -> Iterator[Call]:
+        """The recurrences of a population, each by itself."""
+        assert self.population is not None
+        for number in range(self.population):
+            states, weights, streams = (
+                [each[number] for each in part]
+                for part in (self.states, self.weights, self.streams)
+            )
+            yield replace(
+                self, x=self.x[number], states=states, weights=weights, streams=streams,
+                population=None,
+            )  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -65,10 +83,18 @@ class Cotangents:
     states: Sequence[Tensor]
     trace: Sequence[Tensor]
 
+    def of_member(self, number: int) -> Cotangents:
+        """Those of one member of a population."""
+        states, trace = ([each[number] for each in part] for part in (self.states, self.trace))
+        return Cotangents(self.output[number], states, trace)
+
 
 @dataclass(frozen=True)
 class Gradients:
-    """Gradients of the loss with respect to a :class:`Call`; ``x`` is None if not asked for."""
+    """Gradients of the loss with respect to a :class:`Call`.
+
+    What was not asked for is None (``x``) or empty (``weights``).
+    """
 
     x: Tensor | None
     states: list[Tensor]
@@ -96,11 +122,20 @@ class Engine(Protocol):
     def remark(self, signature: Signature) -> str | None:
         """What else there is to say of how it runs the signature; None if nothing is."""
 
+    def takes_populations(self, signature: Signature) -> bool:
+        """Whether it carries out calls that are populations."""
+
     def forward(self, call: Call, *, keep: bool) -> Result:
         """Run the loop; ``keep`` what the backward pass needs."""
 
     def backward(
-        self, call: Call, kept: Sequence[Tensor], cotangents: Cotangents, *, need_x: bool
+        self,
+        call: Call,
+        kept: Sequence[Tensor],
+        cotangents: Cotangents,
+        *,
+        need_x: bool,
+        need_weights: bool = True,
     ) -> Gradients:
         """Run the gradient loop."""
 

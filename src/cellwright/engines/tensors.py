@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
+
+Item = TypeVar("Item")
 
 
 def own_precision(x: Tensor) -> AbstractContextManager[Any]:
@@ -35,10 +37,10 @@ def separate(outputs: Iterable[Tensor], inputs: Iterable[Tensor]) -> list[Tensor
     return separate
 
 
-def split(tensors: Sequence[Tensor], counts: Sequence[int]) -> list[list[Tensor]]:
-    """``tensors`` in parts of these lengths."""
+def split(items: Sequence[Item], counts: Sequence[int]) -> list[list[Item]]:
+    """``items`` in parts of these lengths."""
     parts, start = [], 0
     for count in counts:
-        parts.append(list(tensors[start : start + count]))
+        parts.append(list(items[start : start + count]))
         start += count
     return parts

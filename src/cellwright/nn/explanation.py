@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
-from cellwright.engines import choose
+from cellwright.engines import choose, transforms
 from cellwright.errors import InputError
 from cellwright.nn.stack import RecurrentStack
 
@@ -35,6 +35,8 @@ class Explanation:
 def explain(layer: RecurrentStack, x: Tensor | PackedSequence) -> Explanation:
     """Tell which engine will run ``layer`` on ``x``, and why; nothing is computed.
 
+    Under a transform of ``torch.func`` it tells what the transform makes of the call.
+
     Args:
         layer: any recurrent layer of cellwright.
         x: what it would be called with.
@@ -58,7 +60,16 @@ def explain(layer: RecurrentStack, x: Tensor | PackedSequence) -> Explanation:
     packed = isinstance(x, PackedSequence)
     signature = layer.signature(0, lengths=packed, reset=False, trace=False)
     chosen = choose(signature, data.device, data.dtype)
-    return Explanation(chosen.engine.name, chosen.reason, _describe(layer, data))
+    name, reason = chosen.engine.name, chosen.reason
+    if transforms.are_active():
+        weights = layer.layer_weights(0, 0)
+        objection = transforms.objection(chosen.engine, signature, [data, *weights])
+        members = transforms.members(weights)
+        if objection is not None:
+            name, reason = "reference", f"under torch.func it runs as torch operations: {objection}"
+        elif members is not None:
+            reason += f"; a population: {members} sets of weights, shared out over the threads"
+    return Explanation(name, reason, _describe(layer, data))
 
 
 def _describe(layer: RecurrentStack, x: Tensor) -> str:

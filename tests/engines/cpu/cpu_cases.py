@@ -14,7 +14,7 @@ import torch
 from engines.cases import draw_cotangents, gradients_of, results_of
 
 from cellwright.engines import Cotangents
-from cellwright.engines.cpu import CpuEngine, images, runtime, spatial_backward
+from cellwright.engines.cpu import CpuEngine, images, runtime, slots, spatial_backward
 from cellwright.engines.cpu import engine as engine_module
 from cellwright.engines.reference import ReferenceEngine
 
@@ -90,7 +90,7 @@ def poison():
 def guarded(kind=Guards):
     """Let the engine allocate between guards; checked at the end."""
     guards = kind()
-    modules = (engine_module, runtime, images, spatial_backward)
+    modules = (engine_module, slots, runtime, images, spatial_backward)
     for module in modules:
         module.torch = guards
     kept = dict(runtime.memory._held)

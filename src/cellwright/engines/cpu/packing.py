@@ -97,9 +97,13 @@ def _copy(
 
 
 def dense(weight: Tensor, start: int, copy: Copy) -> Tensor:
-    """The block-diagonal matrix that begins at a row of ``weight``, with its zeros."""
+    """The block-diagonal matrix that begins at a row of ``weight``, with its zeros.
+
+    In front there may be an axis of members.
+    """
     rows = copy.depth if copy.transposed else copy.units
-    return torch.block_diag(*weight[start : start + rows].chunk(copy.matrix.blocks))
+    blocks = weight.narrow(-2, start, rows).unflatten(-2, (copy.matrix.blocks, -1))
+    return torch.diag_embed(blocks.movedim(-3, -1), dim1=-4, dim2=-2).flatten(-4, -3).flatten(-2)
 
 
 def emit_pack(double: bool, bf16: bool = False) -> str:

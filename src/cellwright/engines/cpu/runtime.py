@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from cellwright.engines.cpu import jit, outer, packing, product, threads
+from cellwright.engines.cpu.members import Script, Stride, by_member, pad
 from cellwright.engines.cpu.pages import whole_pages
 from cellwright.engines.cpu.program import ENTRY, NUMBERS, Program, weights_slot
 
@@ -140,19 +141,73 @@ class Compiled:
             how = threads.ROWS
         else:
             how, team = threads.SHARES, team if rows * self.work >= SHARE_FROM else 1
-        shares = team if how == threads.SHARES else 1
-        arguments = self._arguments(at, packed, steps, rows, shares, reverse, ring)
+        self._take_temporaries(at, rows, team if how == threads.SHARES else 1)
+        arguments = self._arguments(at, packed, steps, rows, reverse, ring)
         threads.launch(self.address, arguments, rows, how, team)
+
+    def add_to(
+        self, script: Script, at: Addresses, strides: dict[str, Stride],
+        weights: Sequence[Tensor], steps: int, rows: int, *, reverse: bool = False,
+        ring: bool = False,
+    ) -> None:  # fmt: skip
+        """Let a script run it for every member; the tensors have an axis of members in front.
+
+        Args:
+            script: to add it to.
+            strides: how the arrays' addresses move.
+            at, weights, steps, rows, reverse, ring: as in :meth:`run`.
+        """
+        packed, apart = 0, (0, pad(self.packed) * self.width)
+        if self.packed:
+            packed = self._take(script, "weights", self.packed)
+            held: list[Tensor] = []
+            local = self._local.__dict__
+            self._place_copies(local, [packed, *[e.data_ptr() for e in weights]], weights, held)
+            moves = self._moves(weights, held, apart)
+            script.add(self._packer, 1, local["copies"][:], moves, 0)
+            script.held += held
+        for _, name, stride in (*self._temporaries, *self._words):
+            at[name] = self._take(script, name, rows * stride)
+            strides[name] = 0, pad(rows * stride) * self.width
+        self._arguments(at, packed, steps, rows, reverse, ring)
+        slots = self.program.slots
+        moves = {slots[name]: strides[name] for name in self._pointed if name in strides}
+        moves |= dict.fromkeys(self._begins, apart)
+        arguments = self._local.arguments[: len(slots)]
+        script.add(self.address, rows, arguments, moves, rows * self.work * steps)
+
+    def _take(self, script: Script, name: str, elements: int) -> int:
+        """The address of working memory for each thread of a script, ``pad(elements)`` apart.
+
+        The threads are at different programs, so each program has memory of its own.
+        """
+        name = f"{name} of program {script.count}"
+        taken = memory.take(name, pad(elements) * script.team, self.dtype)
+        script.held.append(taken)
+        return taken.data_ptr()
+
+    def _moves(
+        self, weights: Sequence[Tensor], dense: Sequence[Tensor], apart: Stride
+    ) -> dict[int, Stride]:
+        """How the addresses in the packing's arguments move."""
+        made, fields = iter(dense), len(packing.ARGUMENTS)
+        moves: dict[int, Stride] = {}
+        for number, (copy, weight) in enumerate(zip(self.copies, self._weights, strict=True)):
+            source = weights[weight.tensor] if copy.matrix.blocks == 1 else next(made)
+            moves[1 + fields * number] = by_member(source)
+            moves[1 + fields * number + packing.ARGUMENTS.index("target")] = apart
+        return moves
 
     def run_rows(self, at: Addresses, steps: int, rows: int, *, reverse: bool = False) -> None:
         """Run a program without products; the rows are shared out."""
-        arguments = self._arguments(at, 0, steps, rows, 1, reverse, False)
+        self._take_temporaries(at, rows, 1)
+        arguments = self._arguments(at, 0, steps, rows, reverse, False)
         team = threads.count() if rows * self._widest >= POINTWISE_ALONE_BELOW else 1
         threads.launch(self.address, arguments, rows, threads.ROWS, team)
 
     def run_sums(self, at: Addresses, steps: int, rows: int, *, reverse: bool) -> None:
         """Run a program of sums, whose units are shared out without barriers."""
-        arguments = self._arguments(at, 0, steps, rows, 1, reverse, False)
+        arguments = self._arguments(at, 0, steps, rows, reverse, False)
         team = threads.count() if rows * steps > 2_000 else 1
         threads.launch(self.address, arguments, rows, threads.SHARES, team)
 
@@ -197,9 +252,8 @@ class Compiled:
         return values, place_of_values, held
 
     def _arguments(
-        self, at: Addresses, packed: int, steps: int, rows: int, shares: int, reverse: bool,
-        ring: bool,
-    ) -> int:  # fmt: skip
+        self, at: Addresses, packed: int, steps: int, rows: int, reverse: bool, ring: bool
+    ) -> int:
         """The address of the filled arguments; every thread of Python has its own."""
         local = self._local.__dict__
         values = local.get("arguments")
@@ -212,13 +266,15 @@ class Compiled:
         for place, begin in self._begins.items():
             values[place] = packed + begin
         _extents(values, self._extents_at, steps, rows, reverse, 1 if ring else -1)
+        self._pointers(values, self._pointers_at, *[at[name] for name in self._pointed])
+        address: int = local["address"]
+        return address
+
+    def _take_temporaries(self, at: Addresses, rows: int, shares: int) -> None:
         for _, name, stride in self._temporaries:
             at[name] = memory.take(name, rows * stride, self.dtype).data_ptr()
         for _, name, stride in self._words:
             at[name] = memory.take(name, shares * rows * stride, self.dtype).data_ptr()
-        self._pointers(values, self._pointers_at, *[at[name] for name in self._pointed])
-        address: int = local["address"]
-        return address
 
     def _pack(self, weights: Sequence[Tensor], team: int) -> int:
         """Put the weights in order; returns the address of the first."""
@@ -286,18 +342,23 @@ class Product:
     def __init__(self, double: bool, bf16: bool = False):
         self.double, self.bf16 = double, bf16
         self.values: list[int] = []
+        self.moves: dict[int, Stride] = {}
         self.work = self.largest = 0
 
     def add(
         self, m: int, n: int, k: int, left: int, left_row: int, right: int, right_row: int,
         gradient: int, gradient_row: int, other: int = 0, other_rows: tuple[int, int] = (0, 0),
-        shift: int = 0,
+        shift: int = 0, *, moves: Mapping[str, Stride] | None = None,
     ) -> None:  # fmt: skip
         """The m x n numbers at ``gradient`` += left.T @ right; see ``outer.emit_outer``.
 
         ``left``, ``right``, ``gradient`` and ``other`` are addresses, ``..._row`` elements from
-        one row to the next; ``k`` is the number of rows of ``left`` and ``right``.
+        one row to the next; ``k`` is the number of rows of ``left`` and ``right``. ``moves`` tells
+        by the names of ``outer.OUTER_ARGUMENTS`` how addresses move in a population.
         """
+        for name, move in (moves or {}).items():
+            place = outer.HEAD + len(self.values) + outer.OUTER_ARGUMENTS.index(name)
+            self.moves[place] = move
         self.values += [
             m, n, k, left, left_row, right, right_row, gradient, gradient_row, other,
             *other_rows, shift,
@@ -317,3 +378,17 @@ class Product:
         arguments = (ctypes.c_int64 * len(given))(*given)
         address = helper("outer", self.double, self.bf16)
         threads.launch(address, ctypes.addressof(arguments), 1, threads.SHARES, team)
+
+    def add_to(self, script: Script) -> None:
+        """Let a script carry them out for every member."""
+        if not self.values:
+            return
+        jobs = len(self.values) // len(outer.OUTER_ARGUMENTS)
+        given = [jobs, self.largest, 0, *self.values]
+        elements = pad(outer.left_elements(self.largest, 1, self.bf16))
+        if elements:
+            packed = memory.take("outer of each thread", elements * script.team, torch.float32)
+            script.held.append(packed)
+            given[outer.HEAD - 1] = packed.data_ptr()
+            self.moves[outer.HEAD - 1] = 0, elements * packed.element_size()
+        script.add(helper("outer", self.double, self.bf16), 1, given, self.moves, self.work)

@@ -122,7 +122,7 @@ def _pause(module: ir.Module) -> ir.Function | None:
     return ir.Function(module, ir.FunctionType(ir.VoidType(), []), "llvm.x86.sse2.pause")
 
 
-class _Callee:
+class Callee:
     """An address to call: llvmlite otherwise wants a pointer that carries its function's type."""
 
     def __init__(self, address: Any, function_type: ir.FunctionType):
@@ -134,7 +134,7 @@ class _Callee:
 _RUN_TYPE = ir.FunctionType(ir.VoidType(), [POINTER, I64, I64, I64, I64])
 
 
-def _begin(module: ir.Module, name: str) -> tuple[ir.IRBuilder, _Callee, list[Any]]:
+def _begin(module: ir.Module, name: str) -> tuple[ir.IRBuilder, Callee, list[Any]]:
     """A function of a job = [address of run, its arguments, rows, how to share].
 
     Returns:
@@ -146,7 +146,7 @@ def _begin(module: ir.Module, name: str) -> tuple[ir.IRBuilder, _Callee, list[An
         b.load(b.gep(function.args[0], [ir.Constant(I64, k)], source_etype=I64), typ=I64, align=8)
         for k in range(4)
     )
-    callee = _Callee(b.inttoptr(run, POINTER), _RUN_TYPE)
+    callee = Callee(b.inttoptr(run, POINTER), _RUN_TYPE)
     return b, callee, [b.inttoptr(arguments, POINTER), rows, how]
 
 

@@ -33,12 +33,12 @@ class Backward(BoundCall):
         self.totals: dict[str, Tensor] = {}  # gradients of parameters
         self.d_once: dict[str, Tensor] = {}  # gradients of what is computed once a call
 
-    def run(self, *, need_x: bool) -> Gradients:
-        """All gradients; the input's only if it is asked for."""
+    def run(self, *, need_x: bool, need_weights: bool) -> Gradients:
+        """All gradients; those of the input and of the weights only if they are asked for."""
         carried, d_inputs = self._loop()
         x = self._inputs(d_inputs, need_x=need_x)
         self.differentiate_once()
-        return Gradients(x, carried, self._weights())
+        return Gradients(x, carried, self._weights() if need_weights else [])
 
     def _loop(self) -> tuple[list[Tensor], dict[str, Tensor]]:
         """Gradients of the states before the first step, and of the hoisted inputs."""

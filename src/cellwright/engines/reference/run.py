@@ -42,15 +42,25 @@ class ReferenceEngine:
             return None
         return "products are of numbers rounded to bfloat16, with sums in the tensors' precision"
 
+    def takes_populations(self, signature: Signature) -> bool:
+        """No: torch.func.vmap turns its operations into those of a population."""
+        return False
+
     def forward(self, call: Call, *, keep: bool) -> Result:
         """Run the forward plan."""
         return _forward(call, keep=keep)
 
     def backward(
-        self, call: Call, kept: Sequence[Tensor], cotangents: Cotangents, *, need_x: bool
+        self,
+        call: Call,
+        kept: Sequence[Tensor],
+        cotangents: Cotangents,
+        *,
+        need_x: bool,
+        need_weights: bool = True,
     ) -> Gradients:
         """Run the backward plan."""
-        return Backward(call, kept, cotangents).run(need_x=need_x)
+        return Backward(call, kept, cotangents).run(need_x=need_x, need_weights=need_weights)
 
     def stream(
         self,

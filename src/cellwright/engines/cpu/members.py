@@ -1,0 +1,156 @@
+"""A population: the programs of a call, run for every member.
+
+A script is a list of programs with the arguments that they have for the first member, and how far
+each argument moves from member to member, or from thread to thread. The generated driver, in
+pseudo-code (``run(script, -, members, share, shares)``):
+
+    for member in this thread's share of the members:
+        for each program:
+            arguments = first + member * by_member + thread * by_thread
+            program(arguments, 0, rows, 0, 1)
+
+So a member's bits are those that it has alone, and its packed weights and hoisted values are in
+the memory, and the cache, of the thread that works on it.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Mapping, Sequence
+from functools import lru_cache
+
+from llvmlite import ir
+from torch import Tensor
+
+from cellwright.engines.cpu import jit, threads
+from cellwright.engines.cpu.ops import I64, POINTER, Emitter, Lanes, Value
+from cellwright.engines.cpu.program import ENTRY
+
+HEAD = ("programs", "space", "space_by_thread")
+FIELDS = ("program", "rows", "count", "first")
+"""Of each program: its address, rows, number of arguments, where those of the first member lie.
+
+Behind the first member's arguments are the distances by member, then those by thread.
+"""
+
+ALONE_BELOW = 200_000
+"""Multiplications in a script below which one thread carries it out."""
+
+Stride = tuple[int, int]
+"""Bytes from member to member, and from thread to thread."""
+
+STILL: Stride = (0, 0)
+
+
+class Script:
+    """Programs for each of some members, one after the other.
+
+    Args:
+        members: how many.
+    """
+
+    def __init__(self, members: int):
+        self.members = members
+        self.team = max(1, min(threads.count(), members))
+        self.work = 0  # multiplications
+        self.held: list[Tensor] = []  # what the arguments point into
+        self._programs: list[tuple[int, int, list[int]]] = []
+        self._longest = 0
+
+    @property
+    def count(self) -> int:
+        """How many programs it has."""
+        return len(self._programs)
+
+    def add(
+        self, program: int, rows: int, arguments: Sequence[int], strides: Mapping[int, Stride],
+        work: int,
+    ) -> None:  # fmt: skip
+        """Run a program too.
+
+        Args:
+            program: its address.
+            rows: of one member.
+            arguments: of the first member on the first thread.
+            strides: how far each argument moves; those that are not there do not.
+            work: multiplications of one member.
+        """
+        moves = [strides.get(place, STILL) for place in range(len(arguments))]
+        numbers = [*arguments, *(each[0] for each in moves), *(each[1] for each in moves)]
+        self._programs.append((program, rows, numbers))
+        self._longest = max(self._longest, len(arguments))
+        self.work += work * self.members
+
+    def run(self) -> None:
+        """Carry everything out, and forget it."""
+        begin = len(HEAD) + len(FIELDS) * len(self._programs)
+        total = begin + sum(len(numbers) for _, _, numbers in self._programs)
+        space = (self._longest + 15) // 8 * 8  # on cache lines of their own
+        values = (ctypes.c_int64 * (total + space * self.team))()
+        base = ctypes.addressof(values)
+        head = [len(self._programs), base + 8 * total, 8 * space]
+        behind: list[int] = []
+        for program, rows, numbers in self._programs:
+            head += [program, rows, len(numbers) // 3, base + 8 * (begin + len(behind))]
+            behind += numbers
+        for place, value in enumerate((*head, *behind)):
+            values[place] = value
+        team = self.team if self.work >= ALONE_BELOW else 1
+        _, driver = _driver(jit.features_limit())
+        threads.launch(driver, base, self.members, threads.SHARES, team)
+        self._programs, self._longest, self.work, self.held = [], 0, 0, []
+
+
+def within(tensor: Tensor) -> Tensor:
+    """``tensor`` such that the numbers of each member lie one after the other."""
+    if tensor.stride(0) == 0 and tensor.shape[0] > 0:
+        return tensor[0].contiguous().expand(tensor.shape)
+    return tensor if tensor[:1].is_contiguous() else tensor.contiguous()
+
+
+def by_member(tensor: Tensor) -> Stride:
+    """How far the address of such a tensor's first number moves."""
+    return tensor.stride(0) * tensor.element_size(), 0
+
+
+def pad(elements: int) -> int:
+    """Elements of a thread's part of some memory: whole cache lines."""
+    return (elements + 31) // 32 * 32
+
+
+@lru_cache(maxsize=4)
+def _driver(limit: str) -> tuple[jit.Code, int]:
+    code = jit.compile_ir(_emit(), limit)
+    return code, code.address(ENTRY)
+
+
+def _emit() -> str:
+    module = ir.Module("cellwright_members")
+    kind = ir.FunctionType(ir.VoidType(), [POINTER, I64, I64, I64, I64])
+    function = ir.Function(module, kind, ENTRY)
+    script, _, members, share, shares = function.args
+    e = Emitter(module, ir.IRBuilder(function.append_basic_block("entry")), Lanes(False))
+    b = e.b
+
+    def number(base: Value, place: Value) -> Value:
+        return e.load(b.gep(base, [place], source_etype=I64), I64, 8)
+
+    programs, space, apart = (number(script, e.i64(place)) for place in range(len(HEAD)))
+    arguments = b.inttoptr(b.add(space, b.mul(share, apart)), POINTER)
+    first = b.sdiv(b.mul(share, members), shares)
+    end = b.sdiv(b.mul(b.add(share, e.i64(1)), members), shares)
+    with e.loop(first, end) as member, e.loop(e.i64(0), programs) as which:
+        start = b.add(e.i64(len(HEAD)), b.mul(which, e.i64(len(FIELDS))))
+        program, rows, count, at = (
+            number(script, b.add(start, e.i64(place))) for place in range(len(FIELDS))
+        )
+        given = b.inttoptr(at, POINTER)
+        with e.loop(e.i64(0), count) as place:
+            moved = b.mul(member, number(given, b.add(place, count)))
+            apart_ = b.mul(share, number(given, b.add(place, b.mul(count, e.i64(2)))))
+            value = b.add(number(given, place), b.add(moved, apart_))
+            b.store(value, b.gep(arguments, [place], source_etype=I64), align=8)
+        callee = threads.Callee(b.inttoptr(program, POINTER), kind)
+        b.call(callee, [arguments, e.i64(0), rows, e.i64(0), e.i64(1)])
+    b.ret_void()
+    return str(module)
