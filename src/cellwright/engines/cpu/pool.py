@@ -30,8 +30,10 @@ class Pool:
         self._lock = threading.Lock()
 
     def take(self, elements: int, dtype: torch.dtype) -> Tensor:
-        """A flat tensor of that many elements with anything in it; its memory is the caller's
-        until no tensor points into it any more."""
+        """A flat tensor of that many elements with anything in it.
+
+        Its memory is the caller's until no tensor points into it any more.
+        """
         size = elements * dtype.itemsize
         with self._lock:
             free = [each for each in self._pieces if each.is_free()]
