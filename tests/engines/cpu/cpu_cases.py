@@ -14,8 +14,15 @@ import torch
 from engines.cases import draw_cotangents, gradients_of, results_of
 
 from cellwright.engines import Cotangents
-from cellwright.engines.cpu import CpuEngine, images, runtime, spatial_backward
-from cellwright.engines.cpu import engine as engine_module
+from cellwright.engines.cpu import (
+    CpuEngine,
+    backward_pass,
+    images,
+    pages,
+    runtime,
+    spatial_backward,
+)
+from cellwright.engines.cpu import call as call_module
 from cellwright.engines.reference import ReferenceEngine
 
 ENGINE = CpuEngine()
@@ -90,7 +97,7 @@ def poison():
 def guarded(kind=Guards):
     """Let the engine allocate between guards; checked at the end."""
     guards = kind()
-    modules = (engine_module, runtime, images, spatial_backward)
+    modules = (call_module, backward_pass, pages, runtime, images, spatial_backward)
     for module in modules:
         module.torch = guards
     kept = dict(runtime.memory._held)

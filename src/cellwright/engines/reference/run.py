@@ -16,6 +16,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from cellwright.engines import segments
 from cellwright.engines.protocol import Call, Cotangents, Gradients, Result
 from cellwright.engines.reference.backward import Backward
 from cellwright.engines.reference.bound import BoundCall
@@ -44,13 +45,21 @@ class ReferenceEngine:
 
     def forward(self, call: Call, *, keep: bool) -> Result:
         """Run the forward plan."""
+        if keep and call.signature.options.save != "gates":
+            return segments.forward(call, _kept)
         return _forward(call, keep=keep)
 
     def backward(
         self, call: Call, kept: Sequence[Tensor], cotangents: Cotangents, *, need_x: bool
     ) -> Gradients:
         """Run the backward plan."""
-        return Backward(call, kept, cotangents).run(need_x=need_x)
+
+        def gradient(call: Call, kept: Sequence[Tensor], cotangents: Cotangents) -> Gradients:
+            return Backward(call, kept, cotangents).run(need_x=need_x)
+
+        if call.signature.options.save == "gates":
+            return gradient(call, kept, cotangents)
+        return segments.backward(call, kept, cotangents, _kept, gradient)
 
     def stream(
         self,
@@ -66,6 +75,10 @@ class ReferenceEngine:
 def differentiable(call: Call) -> Result:
     """The forward plan as plain torch operations that torch's autograd can follow."""
     return _forward(call, keep=False)
+
+
+def _kept(call: Call) -> Result:
+    return _forward(call, keep=True)
 
 
 def _forward(call: Call, *, keep: bool) -> Result:
