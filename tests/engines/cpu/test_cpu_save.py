@@ -183,7 +183,7 @@ def test_checkpoints_are_about_as_many_as_the_steps_between(steps):
     assert (segments - 1) * between < steps <= segments * between
 
 
-@pytest.mark.parametrize("rows", [1, 3, 700])
+@pytest.mark.parametrize("rows", [0, 1, 3, 700])
 @pytest.mark.parametrize("steps, unit", [(1, 1), (7, 1), (100, 10), (101, 10), (9, 3)])
 def test_spans_cover_the_sequence(steps, rows, unit):
     for row_bytes in (0, 1, 10_000, spans.ROOM):

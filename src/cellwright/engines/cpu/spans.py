@@ -34,7 +34,7 @@ def spans(steps: int, rows: int, row_bytes: int, unit: int = 1) -> list[Span]:
         row_bytes: working memory of one sequence's step.
         unit: of steps that have to stay together.
     """
-    wanted = max(LEAST_ROWS, ROOM // row_bytes) // rows if row_bytes else steps
+    wanted = max(LEAST_ROWS, ROOM // row_bytes) // max(rows, 1) if row_bytes else steps
     units = -(-steps // unit)
     parts = -(-units // max(1, wanted // unit))
     size = -(-units // parts) * unit
