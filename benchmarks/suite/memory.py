@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import json
 import os
 import subprocess
@@ -10,10 +9,11 @@ import sys
 from pathlib import Path
 
 import cellwright as cw
-from cellwright.apps.bench_shapes import Shape
+from cellwright.apps.bench_shapes import FULL, Shape
+from cellwright.plan import SAVES
 from suite.part import Part, Settings
 
-SHAPES = (Shape(1000, 16, 128, 128), Shape(100, 64, 256, 256), Shape(100, 32, 512, 512))
+SHAPES = (*FULL, Shape(1000, 16, 128, 128))
 LONG = Shape(100_000, 1, 256, 256)
 MIB = 2**20
 
@@ -22,31 +22,25 @@ def memory(settings: Settings) -> Part:
     part = Part("memory")
     part.say("## Memory of a training step, each in a process of its own")
     part.table("T,B,I,H", "what", "peak of the step, MiB", "whole process, MiB")
-    options = inspect.signature(cw.nn.Recurrent).parameters
-    saves = ["gates", "states", "checkpoints"] if "save" in options else [""]
     worst = 0.0
     for shape in settings.pick(SHAPES, [Shape(20, 2, 8, 8)]):
         torch_step = _step(part, "torch.nn.LSTM", shape, "", settings)["step"]
-        for save in saves:
+        for save in SAVES:
             found = _step(part, "ours", shape, save, settings)
-            if save in ("", "gates"):
+            if save == "gates":
                 worst = max(worst, found["step"] / max(torch_step, 1))
     part.bar(
-        "A training step takes at most the memory of torch.nn.LSTM's",
+        'A training step with save="gates" takes at most the memory of torch.nn.LSTM\'s',
         f"{worst:.2f} times at worst",
         None if settings.small else worst <= 1.0,
     )
-    _long(part, settings, "checkpoints" in saves)
+    _long(part, settings)
     return part
 
 
-def _long(part: Part, settings: Settings, possible: bool) -> None:
+def _long(part: Part, settings: Settings) -> None:
     shape = settings.pick(LONG, Shape(200, 1, 8, 8))
     text = f"({LONG}) trains within 1 GiB above the process's start, with checkpoints"
-    if not possible:
-        part.say("\nThe long sequence is left out: a layer has no option `save` here.")
-        part.bar(text, "not measured", None)
-        return
     found = _step(part, "ours", shape, "checkpoints", settings)["above_start"]
     part.bar(text, f"{found / MIB:,.0f} MiB", None if settings.small else found <= 1024 * MIB)
 

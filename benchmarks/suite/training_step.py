@@ -45,8 +45,7 @@ def main() -> None:
     forget_peak()
     started = peak_bytes()
     if task["side"] == "ours":
-        options = {"save": task["save"]} if task["save"] else {}
-        layer = cw.nn.Recurrent("lstm", inputs, units, **options)
+        layer = cw.nn.Recurrent("lstm", inputs, units, save=task["save"])
     else:
         layer = torch.nn.LSTM(inputs, units)
 

@@ -49,6 +49,10 @@ CONSTRUCTION = {
     "grad_clip below zero": (lambda: new(grad_clip=-1.0), ["grad_clip", "-1.0"]),
     "grad_clip NaN": (lambda: new(grad_clip=NAN), ["grad_clip", "nan"]),
     "grad_clip a text": (lambda: new(grad_clip="a"), ["grad_clip", "'a'"]),
+    "save unknown": (
+        lambda: new(save="all"), ["save", "'gates', 'states', 'checkpoints'", "'all'"],
+    ),
+    "save None": (lambda: new(save=None), ["save", "None"]),
     "precision unknown": (lambda: new(precision="fp8"), ["precision", "'fp8'", "bf16"]),
     "dtype of whole numbers": (lambda: new(dtype=torch.int64), ["dtype", "torch.int64"]),
     "dtype complex": (lambda: new(dtype=torch.complex64), ["dtype", "torch.complex64"]),

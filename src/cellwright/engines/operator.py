@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from cellwright.engines import choice, direct, transforms
+from cellwright.engines.keeping import kept_steps
 from cellwright.engines.protocol import Call, Cotangents, Engine, Result
 from cellwright.engines.reference import differentiable
 from cellwright.engines.signature import parse
@@ -57,17 +58,20 @@ def _(x, states, weights, streams, signature, reverse, keep, engine):
     steps, rows, space = x.shape[0], x.shape[1], x.shape[3:]
     names = [each.name for each in parsed.plan.graph.states]
 
-    def sequence(node: Node) -> Tensor:
+    def sequence(node: Node, steps: int = steps) -> Tensor:
         dtype = torch.bool if node.vector.boolean else x.dtype
         return x.new_empty((steps, rows, size[node.size], *space), dtype=dtype)
 
-    kept = [forward.next[name] for name in names]
-    kept = [*kept, *forward.saved.values(), *forward.saved_inputs.values()] if keep else []
+    save = parsed.options.save
+    kept = [sequence(forward.next[name], kept_steps(save, steps)) for name in names if keep]
+    if keep and save == "gates":
+        saved = (*forward.saved.values(), *forward.saved_inputs.values())
+        kept += [sequence(each) for each in saved]
     return [
         sequence(forward.output),
         *(each.new_empty(each.shape) for each in states),
         *(sequence(each) for each in forward.trace.values()),
-        *(sequence(each) for each in kept),
+        *kept,
     ]
 
 

@@ -65,8 +65,10 @@ class Result:
         output: (T, B, size).
         states: after the last step.
         trace: traced values, (T, B, size) each.
-        kept: for the backward pass: every state after each step, then the plan's ``saved``
-            and ``saved_inputs``, (T, B, size) each.
+        kept: for the backward pass, as the option ``save`` says: with "gates" every state after
+            each step, then the plan's ``saved`` and ``saved_inputs``, (T, B, size) each; with
+            "states" only the states; with "checkpoints" the states before and after segments of
+            the loop, in its order, see :mod:`cellwright.engines.keeping`.
     """
 
     output: Tensor

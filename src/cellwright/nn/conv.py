@@ -79,6 +79,7 @@ class ConvRecurrent(CellLayer):
         init: str = "default",
         grad_clip: float | None = None,
         precision: str = "fp32",
+        save: str = "gates",
         sizes: Mapping[str, int] | None = None,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
@@ -112,7 +113,7 @@ class ConvRecurrent(CellLayer):
             batch_first=batch_first, dropout=dropout, recurrent_dropout=recurrent_dropout,
             zoneout=zoneout, layer_norm=layer_norm, heads=heads,
             learn_initial_state=learn_initial_state, init=init, grad_clip=grad_clip,
-            precision=precision, sizes=sizes, device=device, dtype=dtype,
+            precision=precision, save=save, sizes=sizes, device=device, dtype=dtype,
         )  # fmt: skip
 
     @property

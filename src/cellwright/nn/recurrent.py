@@ -36,6 +36,14 @@ class Recurrent(CellLayer):
         precision: "fp32", or "bf16" for products of bfloat16 numbers with float32 sums; states
             and all else stay in float32. A processor without AVX512_BF16 runs "fp32" instead, with
             a warning.
+        save: what a training step keeps from the forward pass for the backward pass. "gates":
+            every state and gate at every step; "states": the states, from which the gates are
+            computed again; "checkpoints": the states at about sqrt(T) steps, between which the
+            layer is run again. Numbers kept for each layer and direction, with S units of all
+            states and G of all saved values (S = 2 H and G = 4 H for an LSTM): T B (S + G),
+            T B S, or about sqrt(T) B S. The backward pass needs some megabytes to work in,
+            and with "checkpoints" some times sqrt(T) B (S + G) if that is more. The results do
+            not depend on it.
         sizes: numbers for the cell's other sizes, as ``{"projection": 32}``.
         device, dtype: of the parameters.
 
@@ -61,6 +69,8 @@ class Recurrent(CellLayer):
         >>> y_t, state = layer.step(torch.randn(4, 3), state)
         >>> y_t.shape
         torch.Size([4, 5])
+        >>> long = cw.nn.Recurrent("lstm", 3, 5, save="checkpoints")  # sequences of any length
+        >>> long(torch.randn(5000, 1, 3))[0].sum().backward()
     """
 
     def __init__(
@@ -81,6 +91,7 @@ class Recurrent(CellLayer):
         init: str = "default",
         grad_clip: float | None = None,
         precision: str = "fp32",
+        save: str = "gates",
         sizes: Mapping[str, int] | None = None,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
@@ -90,7 +101,7 @@ class Recurrent(CellLayer):
             batch_first=batch_first, dropout=dropout, recurrent_dropout=recurrent_dropout,
             zoneout=zoneout, layer_norm=layer_norm, heads=heads,
             learn_initial_state=learn_initial_state, init=init, grad_clip=grad_clip,
-            precision=precision, sizes=sizes, device=device, dtype=dtype,
+            precision=precision, save=save, sizes=sizes, device=device, dtype=dtype,
         )  # fmt: skip
 
     def initial_state(self, batch: int | None = None) -> Any:

@@ -25,7 +25,7 @@ from cellwright.nn.arguments import (
 )
 from cellwright.nn.state import check_state, read_state, state_type
 from cellwright.nn.stepping import Step, prepare
-from cellwright.plan import StepOptions, build, read_by_matrices
+from cellwright.plan import SAVES, StepOptions, build, read_by_matrices
 
 SIGNATURE = "_signature_"  # first part of the attributes that hold a layer's signatures
 
@@ -56,6 +56,7 @@ class RecurrentStack(nn.Module):
         learn_initial_state: bool,
         grad_clip: float | None,
         precision: str,
+        save: str,
         sizes: Mapping[str, int] | None,
     ):
         super().__init__()
@@ -74,6 +75,10 @@ class RecurrentStack(nn.Module):
         if precision not in ("fp32", "bf16"):
             raise InputError(f"precision: expected 'fp32' or 'bf16', got {precision!r}")
         self.precision = precision
+        if save not in SAVES:
+            named = ", ".join(repr(each) for each in SAVES)
+            raise InputError(f"save: expected one of {named}, got {save!r}")
+        self.save = save
         self.sizes = read_sizes(sizes)
         resolved = self.cell.resolve_sizes(input_size, hidden_size, self.sizes)
         for name, number in resolved.items():
@@ -129,6 +134,7 @@ class RecurrentStack(nn.Module):
             grad_clip=self.grad_clip,
             trace=trace,
             precision=self.precision,
+            save=self.save,
         )
 
     def signature(self, layer: int, *, lengths: bool, reset: bool, trace: bool) -> Signature:
@@ -145,6 +151,7 @@ class RecurrentStack(nn.Module):
         asked = (
             layer, lengths, reset, trace, training, self.recurrent_dropout > 0, self.zoneout,
             self.layer_norm, self.heads, self.learn_initial_state, self.grad_clip, self.precision,
+            self.save,
         )  # fmt: skip
         name = self._names.get(asked)
         if name is None:

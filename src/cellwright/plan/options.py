@@ -29,6 +29,9 @@ from cellwright.ir import (
 from cellwright.ir.node import rebuild
 from cellwright.lang import CellSpec, ParameterSpec, StateSpec
 
+SAVES = ("gates", "states", "checkpoints")
+"""From the most memory and the least time to the reverse."""
+
 
 @dataclass(frozen=True)
 class StepOptions:
@@ -46,6 +49,8 @@ class StepOptions:
         grad_clip: limit of the gradient that flows back into each state, at every step.
         trace: return every state and every watched value.
         precision: "fp32" or "bf16", of the operands of products.
+        save: what the forward pass keeps for the backward pass, one of ``SAVES``; the equations
+            and the numbers are the same.
     """
 
     heads: int = 1
@@ -59,6 +64,7 @@ class StepOptions:
     grad_clip: float | None = None
     trace: bool = False
     precision: str = "fp32"
+    save: str = "gates"
 
 
 @dataclass(frozen=True)

@@ -14,8 +14,17 @@ import torch
 from engines.cases import draw_cotangents, gradients_of, results_of
 
 from cellwright.engines import Cotangents
-from cellwright.engines.cpu import CpuEngine, images, runtime, slots, spatial_backward
-from cellwright.engines.cpu import engine as engine_module
+from cellwright.engines.cpu import (
+    CpuEngine,
+    backward_pass,
+    images,
+    pages,
+    population,
+    runtime,
+    slots,
+    spatial_backward,
+)
+from cellwright.engines.cpu import call as call_module
 from cellwright.engines.reference import ReferenceEngine
 
 ENGINE = CpuEngine()
@@ -90,7 +99,9 @@ def poison():
 def guarded(kind=Guards):
     """Let the engine allocate between guards; checked at the end."""
     guards = kind()
-    modules = (engine_module, slots, runtime, images, spatial_backward)
+    modules = (
+        call_module, backward_pass, pages, population, runtime, slots, images, spatial_backward
+    )  # fmt: skip
     for module in modules:
         module.torch = guards
     kept = dict(runtime.memory._held)

@@ -93,9 +93,11 @@ def test_every_sum_is_one_chain_in_the_order_of_its_terms(shape):
         assert torch.equal(gradients["d x"][t], chain(zeros, d_h.T, W)), f"d x at {t}"
         delta = chain(torch.zeros_like(h), d_h.T, U)
     assert torch.equal(gradients["d h"], delta)
-    every, x = torch.cat(deltas), call.x.flatten(0, 1)
+    # Over rows and steps, from the last to the first.
+    every, x = torch.cat(deltas).flip(0), call.x.flatten(0, 1).flip(0)
     assert torch.equal(gradients["d W"], chain(torch.zeros_like(W), every, x))
-    assert torch.equal(gradients["d U"], chain(torch.zeros_like(U), every, torch.cat(before)))
+    before = torch.cat(before).flip(0)
+    assert torch.equal(gradients["d U"], chain(torch.zeros_like(U), every, before))
 
 
 @has_bf16
@@ -274,9 +276,9 @@ def test_outer_products_of_whole_numbers_are_exact(team):
         right = draw(guards, k, n, n + 3, torch.float32, whole_numbers=True)
         initial = draw(guards, 1, n, n + 3, torch.float32, whole_numbers=True)
         gradient = guards.zeros(m, n)
-        add(job, m, n, k, left, right, gradient, initial, (0, 1), -1)
-        shifted = torch.cat([initial, right[:-1]])
-        expected.append((gradient, left.double().T @ shifted.double(), left, right, initial))
+        add(job, m, n, k, left, right, gradient, initial, k - 1)
+        whole = torch.cat([right[:-1], initial])
+        expected.append((gradient, left.double().T @ whole.double(), left, right, initial))
     original, runtime.ALONE_BELOW = runtime.ALONE_BELOW, 0
     try:
         job.run()

@@ -18,7 +18,7 @@ from engines.cpu.cpu_cases import (
     guarded,
 )
 
-from cellwright.engines.cpu import engine as engine_module
+from cellwright.engines.cpu import backward_pass, pages
 from cellwright.plan import StepOptions
 
 # Sums of up to 100 terms in another order, over at most nine steps; functions off by 3 units in
@@ -224,5 +224,5 @@ def test_a_number_read_from_behind_x_is_noticed():
         beyond = torch.as_strided(x, (3, 2, 2), x.stride(), x.storage_offset() + 2)
         assert beyond[-1, -1].isnan().all()
         assert ENGINE.forward(replace(call, x=beyond), keep=False).output[-1, -1].isnan().all()
-        assert engine_module.torch is guards
-    assert engine_module.torch is torch
+        assert pages.torch is backward_pass.torch is guards
+    assert pages.torch is backward_pass.torch is torch

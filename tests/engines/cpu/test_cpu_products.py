@@ -33,11 +33,16 @@ def draw(guards, rows, columns, stride, dtype, whole_numbers=False):
     return held[:, :columns]
 
 
-def add(job, m, n, k, left, right, gradient, other=None, other_rows=(0, 0), shift=0):
+def add(job, m, n, k, left, right, gradient, other=None, other_from=None, *, backwards=False):
+    """Add a job; ``backwards`` from the last of each tensor's rows to the first."""
+
+    def begin(v):
+        return v.data_ptr() if v is None or not backwards or not len(v) else v[-1].data_ptr()
+
+    way = -1 if backwards else 1
     job.add(
-        m, n, k, left.data_ptr(), left.stride(0), right.data_ptr(), right.stride(0),
-        gradient.data_ptr(), gradient.stride(0), 0 if other is None else other.data_ptr(),
-        other_rows, shift,
+        m, n, k, begin(left), way * left.stride(0), begin(right), way * right.stride(0),
+        gradient.data_ptr(), gradient.stride(0), 0 if other is None else begin(other), other_from,
     )  # fmt: skip
 
 
@@ -85,7 +90,7 @@ def test_whole_numbers_are_exact(size, dtype):
 @pytest.mark.parametrize("reverse", [False, True])
 @pytest.mark.parametrize("steps, rows", [(1, 1), (1, 5), (4, 3), (7, 80)])
 def test_states_before_each_step(steps, rows, reverse, dtype):
-    """The right side is the initial state, then the states of the step before."""
+    """The right side is the states of the step before, from the last; then the initial state."""
     m, n, guards = 7, 19, Guards()
     every = steps * rows
     left = draw(guards, every, m, m, dtype, whole_numbers=True)
@@ -93,17 +98,37 @@ def test_states_before_each_step(steps, rows, reverse, dtype):
     initial = draw(guards, rows, n, n, dtype, whole_numbers=True) + 1
     held = guards.copy(initial)
     gradient = guards.zeros(m, n, dtype=dtype)
+    inside = every - rows
     if reverse:
-        edge, shift = (every - rows, every), rows
-        expected = torch.cat([states[rows:], initial])
+        before = states[rows:]
+        expected = torch.cat([before, initial])
     else:
-        edge, shift = (0, rows), -rows
-        expected = torch.cat([initial, states[: every - rows]])
+        before = states[:inside]
+        expected = torch.cat([initial, before])
     job = runtime.Product(dtype == torch.float64)
-    add(job, m, n, every, left, states, gradient, held, edge, shift)
+    add(job, m, n, every, left, before, gradient, held, inside, backwards=not reverse)
     job.run()
     guards.check()
     assert torch.equal(gradient.double(), left.double().T @ expected.double())
+
+
+@both
+@pytest.mark.parametrize("size", [(7, 65, 513), (13, 130, 1100), (5, 3, 7)], ids=str)
+def test_a_sum_goes_on_where_it_stopped(size, dtype):
+    """Rows in parts, the last part first, have the bits of all rows from the last to the first."""
+    (m, n, k), guards = size, Guards()
+    left, right = draw(guards, k, m, m, dtype), draw(guards, k, n, n, dtype)
+    whole, upwards, in_parts = (guards.zeros(m, n, dtype=dtype) for _ in range(3))
+    job = runtime.Product(dtype == torch.float64)
+    add(job, m, n, k, left, right, whole, backwards=True)
+    add(job, m, n, k, left, right, upwards)
+    for first, stop in ((k - 3, k), (k // 3, k - 3), (0, k // 3)):
+        part = slice(first, stop)
+        add(job, m, n, stop - first, left[part], right[part], in_parts, backwards=True)
+    job.run()
+    guards.check()
+    assert torch.equal(in_parts, whole)
+    assert not torch.equal(upwards, whole)
 
 
 @both
@@ -191,7 +216,7 @@ def test_packing(name, heads, hidden, dtype, team):
     double = dtype == torch.float64
     made = kernels(call.signature.text, double, "")
     for compiled in (made.forward(True, False)[2], made.backward(True)[2]):
-        place = compiled._pack(call.weights, team)
+        place = compiled.pack(call.weights, "weights")
         count = compiled.packed
         kind = ctypes.c_double if double else ctypes.c_float
         found = torch.tensor((kind * count).from_address(place)[:], dtype=dtype)

@@ -227,7 +227,7 @@ class _Body:
                   if each in self.program.sources and each not in self.program.stores}  # fmt: skip
         for array, size in arrays.items():
             lines = -(-self.program.sizes[size] * lanes.bytes // LINE)
-            each_block = -(-lines // blocks)
+            each_block = -(-lines // max(blocks, 1))
             first = b.mul(block, e.i64(each_block * LINE // lanes.bytes))
             place = e.at(self.frame.base(array), b.add(self.frame.offset(array, row), first))
             for line in range(each_block):

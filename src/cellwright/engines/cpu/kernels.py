@@ -49,6 +49,8 @@ class Job:
         tensor, row, columns: where the gradient begins, and elements of its rows.
         m, n: its rows and columns.
         delta, operand: where the factors lie.
+        turn: how many products come before it in the gradient of the same matrix. Each is a sum
+            of its own.
     """
 
     tensor: int
@@ -58,6 +60,7 @@ class Job:
     n: int
     delta: Array
     operand: Array
+    turn: int
 
 
 class Kernels:
@@ -202,7 +205,7 @@ class Kernels:
             for name, (node, each) in members.items():
                 places |= each
                 results.setdefault(node, []).append(name)
-            program = Program([], self.signature.size, places, {})
+            program = Program([], self.signature.size, places, {}, backward=True)
             slots = {node: f"sum.{names[0]}" for node, names in results.items()}
             text = emit_sums(program, slots, size, self.double)
             names = {slots[node]: every for node, every in results.items()}
@@ -242,29 +245,24 @@ class Kernels:
         places = {each.parameter: each for each in self.signature.slices}
         kinds = {p.name: p.type for p in self.signature.plan.parameters}
         jobs = []
+        turns: dict[str, int] = {}
         for outer, delta, operand in outers:
             kind, place = kinds[outer.parameter], places[outer.parameter]
+            turn = turns.setdefault(outer.parameter, 0)
+            turns[outer.parameter] += 1
             assert isinstance(kind, Matrix)
             m, n = sizes[kind.rows] // kind.blocks, sizes[kind.columns] // kind.blocks
             for block in range(kind.blocks):
                 jobs.append(
                     Job(place.tensor, place.start + block * m, n, m, n,
-                        delta.moved(block * m), operand.moved(block * n))
+                        delta.moved(block * m), operand.moved(block * n), turn)
                 )  # fmt: skip
         jobs.sort(key=lambda job: (job.tensor, job.operand.slot, job.operand.offset, job.row))
         joined: list[Job] = []
         for job in jobs:
             last = joined[-1] if joined else None
             if last is not None and _adjoin(last, job):
-                joined[-1] = Job(
-                    last.tensor,
-                    last.row,
-                    last.columns,
-                    last.m + job.m,
-                    last.n,
-                    last.delta,
-                    last.operand,
-                )
+                joined[-1] = replace(last, m=last.m + job.m)
             else:
                 joined.append(job)
         return joined
@@ -273,7 +271,7 @@ class Kernels:
 def _adjoin(first: Job, second: Job) -> bool:
     """Whether the second continues the first: the same operand, and rows that follow."""
     return (
-        first.tensor == second.tensor
+        (first.tensor, first.turn) == (second.tensor, second.turn)
         and first.operand == second.operand
         and first.row + first.m == second.row
         and first.delta.moved(first.m) == second.delta
@@ -296,5 +294,7 @@ def as_it_runs(signature: Signature) -> Signature:
 
 @lru_cache(maxsize=256)
 def kernels(text: str, double: bool, limit: str) -> Kernels:
-    """The kernels of a signature."""
-    return Kernels(parse(text), double)
+    """The kernels of a signature; they are the same whatever its layer saves."""
+    signature = parse(text)
+    usual = replace(signature, options=replace(signature.options, save="gates"))
+    return Kernels(signature, double) if signature == usual else kernels(usual.text, double, limit)

@@ -6,24 +6,24 @@ from llvmlite import ir
 
 from cellwright.engines.cpu import bfloat
 from cellwright.engines.cpu.ops import I32, I64, POINTER, Emitter, Lanes, Value
-from cellwright.engines.cpu.product import ROW_BLOCKS, VECTORS, blocks_end, call_by_rows
+from cellwright.engines.cpu.product import LINE, ROW_BLOCKS, VECTORS, blocks_end, call_by_rows
 
 K_BLOCK = 512  # elements of A and of B, along k, that are worked on together
 LEFT_ROWS = 96  # of A that are packed together, a multiple of the tallest tile
 HEAD = 3  # arguments before those of the jobs
 
 OUTER_ARGUMENTS = (
-    "m", "n", "k", "a", "a_k", "b", "b_k", "c", "c_row", "other", "other_from", "other_to", "shift"
+    "m", "n", "k", "a", "a_k", "b", "b_k", "c", "c_row", "other", "other_from"
 )  # fmt: skip
 
 
 def emit_outer(double: bool, bf16: bool = False) -> str:
     """``run``: for each of some jobs, C[m][n] += sum over k of A[k][m] * B[k][n].
 
-    The gradients of matrices: k runs over all steps and rows. B is packed here, block by block,
-    into panels of 64 columns with zeros behind the last. Where B holds states before each step,
-    the rows ``other_from`` to ``other_to`` are the initial state, at ``other``, and the rest of B
-    is shifted by ``shift`` rows. The arguments are the number of jobs, their largest m, the
+    The gradients of matrices: k runs over steps and rows, from the last to the first if the
+    strides are negative. B is packed here, block by block, into panels of 64 columns with zeros
+    behind the last. Where B holds states before each step, the rows from ``other_from`` on are the
+    initial state, at ``other``. The arguments are the number of jobs, their largest m, the
     address of :func:`left_elements` elements of memory, then ``OUTER_ARGUMENTS`` of each job; a
     thread takes its share of every job's rows.
 
@@ -109,9 +109,8 @@ def _least(b: ir.IRBuilder, one: Value, other: Value) -> Value:
 def _right_row(e: Emitter, given: dict[str, Value], k: Value) -> Value:
     """Address of row ``k`` of B, which may be one of the initial state."""
     b = e.b
-    after = b.icmp_signed(">=", k, given["other_from"])
-    initial = b.and_(after, b.icmp_signed("<", k, given["other_to"]))
-    row = b.select(initial, b.sub(k, given["other_from"]), b.add(k, given["shift"]))
+    initial = b.icmp_signed(">=", k, given["other_from"])
+    row = b.select(initial, b.sub(k, given["other_from"]), k)
     other, rows = (b.inttoptr(given[name], POINTER) for name in ("other", "b"))
     return e.at(b.select(initial, other, rows), b.mul(row, given["b_k"]))
 
@@ -148,18 +147,20 @@ def _rows_of_tiles(
         stop = blocks_end(e, start, m_to, rows)
         with e.loop(start, stop, rows) as m:
             rows_left = e.at(left, m)
+            # A is read across its rows, which no processor foresees: the next line of each.
+            ahead = e.at(rows_left, e.i64(LINE // lanes.bytes))
             target = e.at(c, b.add(b.mul(m, c_row), n_from))
             whole = b.icmp_signed(">=", columns, e.i64(width))
             with b.if_else(whole) as (inside, edge):
                 with inside:
                     call_by_rows(e, rows, VECTORS, [
                         elements, rows_left, e.i64(1), left_k, panel, e.i64(width),
-                        target, c_row, again, panel,
+                        target, c_row, again, ahead, left_k,
                     ], bf16)  # fmt: skip
                 with edge:
                     _edge_tile(e, rows, columns, [
                         elements, rows_left, e.i64(1), left_k, panel, e.i64(width),
-                        tile, e.i64(width), again, panel,
+                        tile, e.i64(width), again, ahead, left_k,
                     ], target, c_row, bf16)  # fmt: skip
         start = stop
 

@@ -30,10 +30,11 @@ ROW_BLOCKS = (6, 4, 3, 2, 1)
 VECTORS = 4  # of a panel: 64 columns of float32
 LINE = 64  # bytes of memory that are fetched together
 
-MICRO_ARGUMENTS = (I64, POINTER, I64, I64, POINTER, I64, POINTER, I64, I32, POINTER)
-"""K, A, A's row stride, A's k stride, B, B's k stride, C, C's row stride, accumulate, ahead.
+MICRO_ARGUMENTS = (I64, POINTER, I64, I64, POINTER, I64, POINTER, I64, I32, POINTER, I64)
+"""K, A, A's row stride, A's k stride, B, B's k stride, C, C's row stride, accumulate, ahead, its k
+stride.
 
-From ``ahead`` on, one line of memory a k is brought near: what will be multiplied next.
+At ``ahead``, one line of memory a k is brought near: what will be multiplied next.
 """
 
 
@@ -82,13 +83,13 @@ def declare_pair(module: ir.Module, vectors: int, double: bool, bf16: bool = Fal
 
 def _emit_micro(module: ir.Module, rows: int, vectors: int, lanes: Lanes, bf16: bool) -> None:
     function = declare_micro(module, rows, vectors, lanes.double, bf16)
-    k_count, a, a_row, a_k, b_base, b_k, c, c_row, accumulate, ahead = function.args
+    k_count, a, a_row, a_k, b_base, b_k, c, c_row, accumulate, ahead, ahead_k = function.args
     e = Emitter(module, ir.IRBuilder(function.append_basic_block("entry")), lanes)
     b = e.b
 
     def operands(k: Value) -> Operands:
         row, column = b.mul(k, b_k), b.mul(k, a_k)
-        e.prefetch(e.at(ahead, b.mul(k, e.i64(LINE // lanes.bytes))))
+        e.prefetch(e.at(ahead, b.mul(k, ahead_k)))
         loaded = [e.load(e.at(b_base, b.add(row, e.i64(v * lanes.count)))) for v in range(vectors)]
         for r in range(rows):
             address = e.at(a, b.add(b.mul(a_row, e.i64(r)), column))

@@ -121,20 +121,19 @@ class Compiled:
         self._local = threading.local()
 
     def run(
-        self, at: Addresses, weights: Sequence[Tensor], steps: int, rows: int, *,
-        reverse: bool = False, ring: bool = False,
+        self, at: Addresses, packed: int, steps: int, rows: int, *, reverse: bool = False,
+        ring: bool = False,
     ) -> None:  # fmt: skip
         """Run it over all steps.
 
         Args:
             at: addresses of its arrays.
-            weights: the call's weights, contiguous.
+            packed: what :meth:`pack` has returned.
             steps, rows: extents of the loop.
             reverse: steps are taken from the last to the first.
             ring: only two steps of each state are kept.
         """
         team = threads.count()
-        packed = self._pack(weights, team) if self.packed else 0
         if rows * self.work * steps < ALONE_BELOW:
             how, team = threads.ROWS, 1
         elif rows >= 2 * team and (rows >= MANY_ROWS * team or self.work < LARGE_WEIGHTS):
@@ -206,7 +205,10 @@ class Compiled:
         threads.launch(self.address, arguments, rows, threads.ROWS, team)
 
     def run_sums(self, at: Addresses, steps: int, rows: int, *, reverse: bool) -> None:
-        """Run a program of sums, whose units are shared out without barriers."""
+        """Run a program of sums, whose units are shared out without barriers.
+
+        They are added to what lies in the arrays of the sums.
+        """
         arguments = self._arguments(at, 0, steps, rows, reverse, False)
         team = threads.count() if rows * steps > 2_000 else 1
         threads.launch(self.address, arguments, rows, threads.SHARES, team)
@@ -229,7 +231,7 @@ class Compiled:
         place_of_values = ctypes.addressof(values)
         packed = torch.empty(max(self.packed, 1), dtype=self.dtype)
         if self.packed:
-            base = self._pack(weights, threads.count())
+            base = self.pack(weights, "weights")
             ctypes.memmove(packed.data_ptr(), base, self.packed * self.width)
         held = [packed]
         values[slots["barrier"]] = place_of_values + 8 * (len(slots) + 8)
@@ -276,15 +278,25 @@ class Compiled:
         for _, name, stride in self._words:
             at[name] = memory.take(name, shares * rows * stride, self.dtype).data_ptr()
 
-    def _pack(self, weights: Sequence[Tensor], team: int) -> int:
-        """Put the weights in order; returns the address of the first."""
-        base = memory.take("weights", self.packed, self.dtype).data_ptr()
+    def pack(self, weights: Sequence[Tensor], memory_name: str) -> int:
+        """Put a call's weights, which are contiguous, in order.
+
+        Args:
+            weights: of the call.
+            memory_name: of the working memory to put them in.
+
+        Returns:
+            the address of the first; 0 if the program has none.
+        """
+        if not self.packed:
+            return 0
+        base = memory.take(memory_name, self.packed, self.dtype).data_ptr()
         local = self._local.__dict__
         places = [base, *[each.data_ptr() for each in weights]]
         held: list[Tensor] = []
         if local.get("places") != places or self._in_blocks:
             self._place_copies(local, places, weights, held)
-        team = team if self.packed > 100_000 else 1
+        team = threads.count() if self.packed > 100_000 else 1
         threads.launch(self._packer, local["copies_at"], 1, threads.SHARES, team)
         return base
 
@@ -347,21 +359,22 @@ class Product:
 
     def add(
         self, m: int, n: int, k: int, left: int, left_row: int, right: int, right_row: int,
-        gradient: int, gradient_row: int, other: int = 0, other_rows: tuple[int, int] = (0, 0),
-        shift: int = 0, *, moves: Mapping[str, Stride] | None = None,
+        gradient: int, gradient_row: int, other: int = 0, other_from: int | None = None, *,
+        moves: Mapping[str, Stride] | None = None,
     ) -> None:  # fmt: skip
         """The m x n numbers at ``gradient`` += left.T @ right; see ``outer.emit_outer``.
 
         ``left``, ``right``, ``gradient`` and ``other`` are addresses, ``..._row`` elements from
-        one row to the next; ``k`` is the number of rows of ``left`` and ``right``. ``moves`` tells
-        by the names of ``outer.OUTER_ARGUMENTS`` how addresses move in a population.
+        one row to the next, which may lie before it; ``k`` is the number of rows of ``left`` and
+        ``right``. From row ``other_from`` on, ``right`` goes on at ``other``. ``moves`` tells by
+        the names of ``outer.OUTER_ARGUMENTS`` how addresses move in a population.
         """
         for name, move in (moves or {}).items():
             place = outer.HEAD + len(self.values) + outer.OUTER_ARGUMENTS.index(name)
             self.moves[place] = move
         self.values += [
             m, n, k, left, left_row, right, right_row, gradient, gradient_row, other,
-            *other_rows, shift,
+            k if other_from is None else other_from,
         ]  # fmt: skip
         self.work += m * n * k
         self.largest = max(self.largest, m)

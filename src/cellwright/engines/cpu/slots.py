@@ -1,4 +1,4 @@
-"""Where a call's tensors are: addresses by the names of the programs' slots."""
+"""Where a population's tensors are: addresses by the names of the programs' slots."""
 
 from __future__ import annotations
 
@@ -18,21 +18,23 @@ from cellwright.ir import Node
 
 
 class Slots:
-    """One call: its tensors, working memory, and how its programs are started.
+    """One call for a population: its tensors, working memory, and how its programs are started.
 
-    For a population the programs are written into a script, which then runs them for all members;
-    addresses are those of the first member, on the first thread.
+    The programs are written into a script, which then runs them for all members; addresses are
+    those of the first member, on the first thread.
 
     Attributes:
         at: addresses by slot.
-        strides: how they move, in a population.
-        lead: the axis of members, where there is one.
+        strides: how they move.
+        lead: the axis of members.
+        script: what has been started.
     """
 
     def __init__(self, call: Call):
         self.call = call
-        self.lead = () if call.population is None else (call.population,)
-        self.script = None if call.population is None else Script(call.population)
+        assert call.population is not None
+        self.lead = (call.population,)
+        self.script = Script(call.population)
         self.dtype = call.x.dtype
         self.double = self.dtype == torch.float64
         self.width = 8 if self.double else 4
@@ -62,16 +64,13 @@ class Slots:
     # Memory ----------------------------------------------------------------------------------
 
     def whole(self, tensor: Tensor) -> Tensor:
-        """The tensor, copied if its numbers, or a member's, do not lie one after the other."""
-        if self.lead:
-            return within(tensor)
-        return tensor if tensor.is_contiguous() else tensor.contiguous()
+        """The tensor, copied if the numbers of a member do not lie one after the other."""
+        return within(tensor)
 
     def point(self, slot: str, tensor: Tensor, skipped: int = 0) -> None:
         """Let a slot be what lies so many bytes behind a tensor's beginning."""
         self.at[slot] = tensor.data_ptr() + skipped
-        if self.lead:
-            self.strides[slot] = by_member(tensor)
+        self.strides[slot] = by_member(tensor)
 
     def put(self, slot: str, tensor: Tensor) -> Tensor:
         """Let a slot be a tensor's numbers, copied if need be."""
@@ -87,13 +86,11 @@ class Slots:
         return self.put(slot, empty(shape, dtype))
 
     def fresh_together(self, nodes: Mapping[str, Node]) -> dict[str, Tensor]:
-        """Let slots be new memory, in a population all of it in one piece.
+        """Let slots be new memory, all of it in one piece.
 
         A dozen large pieces would go back to the system when they are freed, and to fill a page
         that it hands out again takes longer than the steps do.
         """
-        if not self.lead:
-            return {slot: self.fresh(slot, node) for slot, node in nodes.items()}
         numbers = {slot: node for slot, node in nodes.items() if not node.vector.boolean}
         shapes = [(*self.lead, self.steps, self.rows, self.sizes[n.size]) for n in numbers.values()]
         sizes = [pad(math.prod(shape)) for shape in shapes]
@@ -106,60 +103,39 @@ class Slots:
         return found | others
 
     def work(self, slot: str, elements: int) -> Tensor:
-        """Let a slot be working memory, with anything in it; in a population, of each thread."""
-        if self.script is None:
-            tensor = memory.take(slot, elements, self.dtype)
-        else:
-            apart = pad(elements)
-            tensor = memory.take(slot, apart * self.script.team, self.dtype)
-            self.strides[slot] = 0, apart * self.width
-            self.script.held.append(tensor)
+        """Let a slot be working memory of each thread, with anything in it."""
+        apart = pad(elements)
+        tensor = memory.take(slot, apart * self.script.team, self.dtype)
+        self.strides[slot] = 0, apart * self.width
+        self.script.held.append(tensor)
         self.at[slot] = tensor.data_ptr()
         return tensor
 
     def pair(self, slot: str, state: str) -> Tensor:
         """Let a slot be memory for a state at two steps."""
         size = next(each.size for each in self.plan.graph.states if each.name == state)
-        shape = (2, self.rows, self.sizes[size])
-        if self.lead:
-            return self.put(slot, torch.empty((*self.lead, *shape), dtype=self.dtype))
-        elements = math.prod(shape)
-        return self.work(slot, elements)[:elements].view(shape)
+        shape = (*self.lead, 2, self.rows, self.sizes[size])
+        return self.put(slot, torch.empty(shape, dtype=self.dtype))
 
     # Programs ----------------------------------------------------------------------------------
 
     def start(self, program: Compiled, *, reverse: bool = False, ring: bool = False) -> None:
-        """Run a loop over the steps."""
-        self._start(program, self.steps, self.rows, reverse=reverse, ring=ring)
+        """Let the script run a loop over the steps."""
+        program.add_to(
+            self.script, self.at, self.strides, self.weights, self.steps, self.rows,
+            reverse=reverse, ring=ring,
+        )  # fmt: skip
 
     def start_at_once(self, program: Compiled) -> None:
-        """Run a program over all steps and rows at once."""
-        self._start(program, 1, self.every, reverse=False, ring=False)
-
-    def _start(self, program: Compiled, *extents: int, reverse: bool, ring: bool) -> None:
-        if self.script is None:
-            program.run(self.at, self.weights, *extents, reverse=reverse, ring=ring)
-        else:
-            program.add_to(
-                self.script, self.at, self.strides, self.weights, *extents, reverse=reverse,
-                ring=ring,
-            )  # fmt: skip
-
-    def finish(self) -> None:
-        """From here on everything that was started has been carried out."""
-        if self.script is not None:
-            self.script.run()
+        """Let the script run a program over all steps and rows at once."""
+        program.add_to(self.script, self.at, self.strides, self.weights, 1, self.every)
 
     # Members -----------------------------------------------------------------------------------
 
     def by_member(self, tensors: Sequence[Tensor]) -> list[list[Tensor]]:
-        """The tensors of each member, or of the only call."""
-        if not self.lead:
-            return [list(tensors)]
+        """The tensors of each member."""
         return [[each[number] for each in tensors] for number in range(self.lead[0])]
 
     def joined(self, values: Sequence[Tensor], shape: Sequence[int]) -> Tensor:
-        """Each member's value, of that shape, or the only one."""
-        if not self.lead:
-            return values[0]
+        """Each member's value, of that shape."""
         return torch.stack([*values]) if values else torch.empty((0, *shape), dtype=self.dtype)

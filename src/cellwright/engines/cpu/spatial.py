@@ -11,6 +11,7 @@ import math
 
 from torch import Tensor
 
+from cellwright.engines import segments
 from cellwright.engines.cpu import jit
 from cellwright.engines.cpu.convolution import convolve, turned
 from cellwright.engines.cpu.images import CHANNELS, Images
@@ -161,4 +162,11 @@ class SpatialRun:
 
 def forward(call: Call, *, keep: bool) -> Result:
     """Run a recurrence over space."""
+    if keep and call.signature.options.save != "gates":
+        return segments.forward(call, kept)
     return SpatialRun(call).forward(keep=keep)
+
+
+def kept(call: Call) -> Result:
+    """Run a recurrence over space, keeping everything."""
+    return SpatialRun(call).forward(keep=True)

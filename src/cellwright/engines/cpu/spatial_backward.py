@@ -7,6 +7,8 @@ from collections.abc import Iterable, Sequence
 import torch
 from torch import Tensor
 
+from cellwright.engines import segments
+from cellwright.engines.cpu import spatial
 from cellwright.engines.cpu.arrays import Array, Index
 from cellwright.engines.cpu.convolution import gradient
 from cellwright.engines.cpu.spatial import SpatialRun
@@ -118,7 +120,7 @@ class SpatialBackward(SpatialRun):
             totals[name] = totals[name] + value if name in totals else value
 
         for each in self.kernels.channel_sums(need_x):
-            found = {slot: torch.empty(each.units, dtype=dtype) for slot in each.results}
+            found = {slot: torch.zeros((each.units,), dtype=dtype) for slot in each.results}
             at |= {slot: value.data_ptr() for slot, value in found.items()}
             each.compiled.run_sums(at, self.steps, self.rows, reverse=reverse)
             for slot, names in each.results.items():
@@ -152,4 +154,10 @@ def backward(
     call: Call, kept: Sequence[Tensor], cotangents: Cotangents, *, need_x: bool
 ) -> Gradients:
     """The gradient of a recurrence over space."""
-    return SpatialBackward(call, kept, cotangents).run(need_x=need_x)
+
+    def run(call: Call, kept: Sequence[Tensor], cotangents: Cotangents) -> Gradients:
+        return SpatialBackward(call, kept, cotangents).run(need_x=need_x)
+
+    if call.signature.options.save == "gates":
+        return run(call, kept, cotangents)
+    return segments.backward(call, kept, cotangents, spatial.kept, run)

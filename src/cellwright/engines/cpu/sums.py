@@ -18,12 +18,12 @@ def emit_sums(program: Program, sums: Mapping[Node, str], size: str, double: boo
 
     Args:
         program: its sources say where values lie; it has no stages.
-        sums: value -> slot of the array (units) that its sum is written to.
+        sums: value -> slot of the array (units) that its sum is added to.
         size: of all of these values, by name.
         double: float64.
 
-    The generated function shares out the units; a unit's sum runs over the steps and rows in
-    order, whoever computes it.
+    The generated function shares out the units; a unit's sum runs over the steps and rows from the
+    last to the first, whoever computes it.
     """
     return _Sums(Frame(program, Lanes(double)), sums, program.sizes[size]).text()
 
@@ -39,10 +39,6 @@ class _Sums:
         """Emit everything."""
         frame, e = self.frame, self.frame.e
         first, end = frame.shared(-(-self.units // e.lanes.count))
-        with e.loop(first, end) as block:
-            _, mask, places = self._places(block)
-            for place in places:
-                self._store(e.splat(0.0), place, mask)
         with e.loop(e.i64(0), frame.argument("steps")) as i:
             frame.enter_step(i)
             # Some rows at a time, so that the lines of memory that they share stay near.
@@ -71,11 +67,15 @@ class _Sums:
         """Go on with the sums of a block over some rows, in registers."""
         frame, e, b = self.frame, self.frame.e, self.frame.e.b
         rows = frame.at_most(b.sub(frame.row_to, row), SUM_ROWS)
+        backwards = b.icmp_signed("!=", frame.argument("reverse"), e.i64(0))
+        last = b.sub(frame.row_to, e.i64(1))
         unit, mask, places = self._places(block)
         held = [e.load(p) if mask is None else e.masked_load(p, mask) for p in places]
 
         def add(r: Value, running: list[Value]) -> list[Value]:
-            evaluation = Evaluation(frame, b.add(row, r), unit, mask, frame.program.sources, {})
+            turn = b.add(row, r)
+            here = b.select(backwards, turn, b.sub(last, turn))
+            evaluation = Evaluation(frame, here, unit, mask, frame.program.sources, {})
             return [
                 b.fadd(total, evaluation.value(each))
                 for total, each in zip(running, self.sums, strict=True)

@@ -166,7 +166,7 @@ class Tiles:
                         e.at(panel, e.i64(done * width)), e.i64(width),
                         tile, e.i64(self.stride),
                         ir.Constant(I32, 1 if operand or started else 0),
-                        e.at(following, b.add(passed, e.i64(done * line))),
+                        e.at(following, b.add(passed, e.i64(done * line))), e.i64(line),
                     ], self.frame.program.bf16)  # fmt: skip
                     done += k
             start = stop

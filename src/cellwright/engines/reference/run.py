@@ -16,6 +16,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from cellwright.engines import segments
 from cellwright.engines.protocol import Call, Cotangents, Gradients, Result
 from cellwright.engines.reference.backward import Backward
 from cellwright.engines.reference.bound import BoundCall
@@ -48,6 +49,8 @@ class ReferenceEngine:
 
     def forward(self, call: Call, *, keep: bool) -> Result:
         """Run the forward plan."""
+        if keep and call.signature.options.save != "gates":
+            return segments.forward(call, _kept)
         return _forward(call, keep=keep)
 
     def backward(
@@ -60,7 +63,13 @@ class ReferenceEngine:
         need_weights: bool = True,
     ) -> Gradients:
         """Run the backward plan."""
-        return Backward(call, kept, cotangents).run(need_x=need_x, need_weights=need_weights)
+
+        def gradient(call: Call, kept: Sequence[Tensor], cotangents: Cotangents) -> Gradients:
+            return Backward(call, kept, cotangents).run(need_x=need_x, need_weights=need_weights)
+
+        if call.signature.options.save == "gates":
+            return gradient(call, kept, cotangents)
+        return segments.backward(call, kept, cotangents, _kept, gradient)
 
     def stream(
         self,
@@ -76,6 +85,10 @@ class ReferenceEngine:
 def differentiable(call: Call) -> Result:
     """The forward plan as plain torch operations that torch's autograd can follow."""
     return _forward(call, keep=False)
+
+
+def _kept(call: Call) -> Result:
+    return _forward(call, keep=True)
 
 
 def _forward(call: Call, *, keep: bool) -> Result:
