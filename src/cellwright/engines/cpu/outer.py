@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from functools import partial
+
 from llvmlite import ir
 
 from cellwright.engines.cpu import bfloat
@@ -69,7 +72,6 @@ def _emit_job(
     a, c = (b.inttoptr(given[name], POINTER) for name in ("a", "c"))
     m_from = b.sdiv(b.mul(share, given["m"]), shares)
     m_to = b.sdiv(b.mul(b.add(share, e.i64(1)), given["m"]), shares)
-    width = VECTORS * lanes.count
     terms = K_BLOCK * bfloat.PER_WORD if bf16 else K_BLOCK
     with e.loop(e.i64(0), k_count, terms) as k_from:
         k_here = _least(b, b.sub(k_count, k_from), e.i64(terms))
@@ -77,29 +79,64 @@ def _emit_job(
         elements = bfloat.words_of(e, k_here) if bf16 else k_here
         if bf16:
             _pack_left(e, left, a_k, m_from, m_to, k_here, packed)
-        with e.loop(e.i64(0), n_count, width) as n_from:
-            columns = b.sub(n_count, n_from)
-            with e.loop(e.i64(0), elements) as place:
-                for v in range(VECTORS):
-                    start = e.i64(v * lanes.count)
-                    mask = e.lanes_below(b.sub(columns, start))
+        done: Value = e.i64(0)
+        for vectors, end in _panels(e, n_count):
+            with e.loop(done, end, vectors * lanes.count) as n_from:
+                columns = b.sub(n_count, n_from)
+                _pack_right(e, given, k_from, k_here, elements, n_from, columns, vectors, panel,
+                            bf16)  # fmt: skip
+                product = partial(_rows_of_tiles, e, n_from=n_from, columns=columns,
+                                  elements=elements, c=c, c_row=c_row, panel=panel, tile=tile,
+                                  vectors=vectors, bf16=bf16)  # fmt: skip
+                if bf16:
+                    with e.loop(m_from, m_to, LEFT_ROWS) as block:
+                        stop = _least(b, m_to, b.add(block, e.i64(LEFT_ROWS)))
+                        begin = b.mul(b.sub(block, m_from), e.i64(K_BLOCK))
+                        rows = e.at(packed, b.sub(begin, block))
+                        product(block, stop, left=rows, left_k=e.i64(LEFT_ROWS))
+                else:
+                    product(m_from, m_to, left=left, left_k=a_k)
+            done = end
 
-                    def right(k: Value, start: Value = start, mask: Value = mask) -> Value:
-                        row = _right_row(e, given, b.add(k_from, k))
-                        return e.masked_load(e.at(row, b.add(n_from, start)), mask)
 
-                    value = bfloat.across(e, place, k_here, right) if bf16 else right(place)
-                    e.store(value, e.at(panel, b.add(b.mul(place, e.i64(width)), start)))
-            if bf16:
-                with e.loop(m_from, m_to, LEFT_ROWS) as block:
-                    end = _least(b, m_to, b.add(block, e.i64(LEFT_ROWS)))
-                    begin = b.mul(b.sub(block, m_from), e.i64(K_BLOCK))
-                    rows = e.at(packed, b.sub(begin, block))
-                    _rows_of_tiles(e, block, end, n_from, columns, elements, rows,
-                                   e.i64(LEFT_ROWS), c, c_row, panel, tile, bf16)  # fmt: skip
-            else:
-                _rows_of_tiles(e, m_from, m_to, n_from, columns, elements, left, a_k, c, c_row,
-                               panel, tile, bf16)  # fmt: skip
+def _panels(e: Emitter, columns: Value) -> Iterator[tuple[int, Value]]:
+    """How many vectors wide panels are, and up to which column, from the first.
+
+    Few columns left over would keep the processor waiting for its sums: nine vectors are three
+    panels of three rather than two of four and one.
+    """
+    b, count = e.b, e.lanes.count
+    vectors = b.sdiv(b.add(columns, e.i64(count - 1)), e.i64(count))
+    threes = b.and_(b.sub(e.i64(0), vectors), e.i64(3))  # what makes a multiple of four
+    fours = b.sdiv(b.sub(vectors, b.mul(threes, e.i64(3))), e.i64(4))
+    few = b.icmp_signed("<", vectors, b.mul(threes, e.i64(3)))
+    fours = b.select(few, e.i64(0), fours)
+    threes = b.select(few, b.sdiv(vectors, e.i64(3)), threes)
+    wide = b.mul(fours, e.i64(4))
+    narrow = b.add(wide, b.mul(threes, e.i64(3)))
+    yield 4, b.mul(wide, e.i64(count))
+    yield 3, b.mul(narrow, e.i64(count))
+    yield 2, b.mul(vectors, e.i64(count))
+
+
+def _pack_right(
+    e: Emitter, given: dict[str, Value], k_from: Value, k_here: Value, elements: Value,
+    n_from: Value, columns: Value, vectors: int, panel: Value, bf16: bool,
+) -> None:  # fmt: skip
+    """A panel of B, or its words, with zeros behind the last column."""
+    b, lanes = e.b, e.lanes
+    with e.loop(e.i64(0), elements) as place:
+        for v in range(vectors):
+            start = e.i64(v * lanes.count)
+            mask = e.lanes_below(b.sub(columns, start))
+
+            def right(k: Value, start: Value = start, mask: Value = mask) -> Value:
+                row = _right_row(e, given, b.add(k_from, k))
+                return e.masked_load(e.at(row, b.add(n_from, start)), mask)
+
+            value = bfloat.across(e, place, k_here, right) if bf16 else right(place)
+            into = b.add(b.mul(place, e.i64(vectors * lanes.count)), start)
+            e.store(value, e.at(panel, into))
 
 
 def _least(b: ir.IRBuilder, one: Value, other: Value) -> Value:
@@ -135,12 +172,13 @@ def _pack_left(
 
 
 def _rows_of_tiles(
-    e: Emitter, m_from: Value, m_to: Value, n_from: Value, columns: Value, elements: Value,
-    left: Value, left_k: Value, c: Value, c_row: Value, panel: Value, tile: Value, bf16: bool,
+    e: Emitter, m_from: Value, m_to: Value, *, n_from: Value, columns: Value, elements: Value,
+    left: Value, left_k: Value, c: Value, c_row: Value, panel: Value, tile: Value, vectors: int,
+    bf16: bool,
 ) -> None:  # fmt: skip
     """All rows m of one panel, in blocks of six and what is left."""
     b, lanes = e.b, e.lanes
-    width = VECTORS * lanes.count
+    width = vectors * lanes.count
     again = ir.Constant(I32, 1)
     start: Value = m_from
     for rows in ROW_BLOCKS:
@@ -153,12 +191,12 @@ def _rows_of_tiles(
             whole = b.icmp_signed(">=", columns, e.i64(width))
             with b.if_else(whole) as (inside, edge):
                 with inside:
-                    call_by_rows(e, rows, VECTORS, [
+                    call_by_rows(e, rows, vectors, [
                         elements, rows_left, e.i64(1), left_k, panel, e.i64(width),
                         target, c_row, again, ahead, left_k,
                     ], bf16)  # fmt: skip
                 with edge:
-                    _edge_tile(e, rows, columns, [
+                    _edge_tile(e, rows, vectors, columns, [
                         elements, rows_left, e.i64(1), left_k, panel, e.i64(width),
                         tile, e.i64(width), again, ahead, left_k,
                     ], target, c_row, bf16)  # fmt: skip
@@ -166,24 +204,24 @@ def _rows_of_tiles(
 
 
 def _edge_tile(
-    e: Emitter, rows: int, columns: Value, arguments: list[Value], target: Value, c_row: Value,
-    bf16: bool,
+    e: Emitter, rows: int, widest: int, columns: Value, arguments: list[Value], target: Value,
+    c_row: Value, bf16: bool,
 ) -> None:  # fmt: skip
     """The last panel: through a tile in memory, only as many vectors as there are columns."""
     b, lanes = e.b, e.lanes
-    tile, width = arguments[6], VECTORS * lanes.count
+    tile, width = arguments[6], widest * lanes.count
     for r in range(rows):
-        for v in range(VECTORS):
+        for v in range(widest):
             mask = e.lanes_below(b.sub(columns, e.i64(v * lanes.count)))
             source = e.at(target, b.add(b.mul(c_row, e.i64(r)), e.i64(v * lanes.count)))
             e.store(e.masked_load(source, mask), e.at(tile, e.i64(r * width + v * lanes.count)))
-    for vectors in range(1, VECTORS + 1):
+    for vectors in range(1, widest + 1):
         fits = b.icmp_signed("<=", columns, e.i64(vectors * lanes.count))
         needed = b.icmp_signed(">", columns, e.i64((vectors - 1) * lanes.count))
         with b.if_then(b.and_(fits, needed)):
             call_by_rows(e, rows, vectors, arguments, bf16)
     for r in range(rows):
-        for v in range(VECTORS):
+        for v in range(widest):
             mask = e.lanes_below(b.sub(columns, e.i64(v * lanes.count)))
             value = e.load(e.at(tile, e.i64(r * width + v * lanes.count)))
             place = e.at(target, b.add(b.mul(c_row, e.i64(r)), e.i64(v * lanes.count)))
