@@ -393,3 +393,19 @@ def test_explain_knows_populations():
         assert "forward-mode" in forward_mode.reason
     else:
         assert "torch.func" in population.reason
+
+
+@pytest.mark.parametrize("save", ["states", "checkpoints"])
+def test_members_may_save_less_than_their_gates(save):
+    members = [make("lstm", I, H, dtype=torch.float64, save=save) for _ in range(N)]
+    weights, _ = stack_module_state(members)
+    x = randn(T, B, I)
+
+    def loss(own):
+        return functional_call(members[0], own, (x,))[0].square().sum()
+
+    found = vmap(grad(loss))(weights)
+    for number, member in enumerate(members):
+        member(x)[0].square().sum().backward()
+        for name, weight in member.named_parameters():
+            close(found[name][number], weight.grad)

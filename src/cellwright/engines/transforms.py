@@ -116,9 +116,9 @@ class _Frame:
     @property
     def kept(self) -> int:
         """Number of tensors that the gradient needs beside the arguments."""
-        plan = self.signature.plan
+        plan, save = self.signature.plan, self.signature.options.save
         saved = len(plan.forward.saved) + len(plan.forward.saved_inputs)
-        return len(plan.graph.states) + saved if self.keep else 0
+        return len(plan.graph.states) + saved * (save == "gates") if self.keep else 0
 
     @property
     def arguments(self) -> list[int]:
