@@ -7,8 +7,8 @@ for vector parameters, and products over them for matrices.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
 
 from cellwright.engines.cpu.arrays import Array, Index, Kind, Sources, Stores
 from cellwright.engines.cpu.layout import Layout
@@ -174,14 +174,12 @@ def backward(signature: Signature, *, need_x: bool) -> Backward:
         array = layout.array(f"carry.{state.name}", state.size, Index.ODD)
         stores.setdefault(_whole(node, state.size), []).append(array)
     keeper = _Keeper(layout, stores, "kept", looped=True)
-    outers = [
-        (outer, keeper.place(outer.delta), keeper.place(outer.operand))
-        for outer in plan.parameters.matrices
-    ]
+    outers = keeper.outers(plan.parameters.matrices)
     to_sum = dict(plan.parameters.vectors)
     to_sum |= {name: node for name, node in plan.hoisted.items() if name.startswith("once.")}
     vectors = {name: _parameter_size(layout, name) for name in to_sum}
     sums = {name: keeper.summand(_whole(node, vectors[name])) for name, node in to_sum.items()}
+    outers, sums = keeper.joined(outers, sums)
     loop = Program(
         with_copies(cut(stores), stores), layout.sizes,
         layout.leaves(stores, looped=True), stores, backward=True,
@@ -210,15 +208,14 @@ def _backward_inputs(
     if need_x and "x" in plan.values:
         stores[_whole(plan.values["x"], "input")] = [layout.array("d_x", "input", Index.NONE)]
     keeper = _Keeper(layout, stores, "after", looped=False)
-    outers = [
-        (outer, keeper.place(outer.delta), keeper.place(outer.operand)) for outer in plan.matrices
-    ]
+    outers = keeper.outers(plan.matrices)
     to_sum = dict(plan.vectors)
     to_sum |= {name: node for name, node in plan.values.items() if name != "x"}
     sums = {
         name: keeper.summand(_whole(node, _parameter_size(layout, name)))
         for name, node in to_sum.items()
     }
+    outers, sums = keeper.joined(outers, sums)
     if not stores:
         return None, keeper.kept, outers, sums
     sources = layout.leaves(stores, looped=False)
@@ -228,11 +225,50 @@ def _backward_inputs(
 
 
 class _Keeper:
-    """Finds, or makes, an array over all steps for a value that is needed after the loop."""
+    """Finds, or makes, an array over all steps for a value that is needed after the loop.
 
-    def __init__(self, layout: Layout, stores: Stores, prefix: str, *, looped: bool):
-        self.layout, self.stores, self.prefix, self.looped = layout, stores, prefix, looped
-        self.kept: dict[str, int] = {}
+    What it makes are columns of one array, in the order in which they are asked for.
+    """
+
+    def __init__(self, layout: Layout, stores: Stores, slot: str, *, looped: bool):
+        self.layout, self.stores, self.slot, self.looped = layout, stores, slot, looped
+        self._width = 0
+        self._made: list[Array] = []
+
+    @property
+    def kept(self) -> dict[str, int]:
+        """The array that it makes, and elements of its rows."""
+        return {self.slot: self._width} if self._made else {}
+
+    def outers(self, outers: Iterable[Outer]) -> Outers:
+        """Places of what is multiplied for matrices' gradients.
+
+        They are asked for in the order of the matrices' rows, so that the gradients of matrices
+        that lie side by side, and have the same operand, can be one product.
+        """
+        start = {each.parameter: (each.tensor, each.start) for each in self.layout.signature.slices}
+        found = [(each, self.place(each.operand)) for each in outers]
+        found.sort(key=lambda pair: start[pair[0].parameter])
+        return [(each, self.place(each.delta), operand) for each, operand in found]
+
+    def joined(
+        self, outers: Outers, sums: Mapping[str, tuple[Node, Sources]]
+    ) -> tuple[Outers, dict[str, tuple[Node, Sources]]]:
+        """The same with the width of the array, which is known when nothing more is asked for."""
+        whole = {each: replace(each, stride=self._width) for each in self._made}
+
+        def now(array: Array) -> Array:
+            return whole.get(array, array)
+
+        for node, arrays in self.stores.items():
+            self.stores[node] = [now(each) for each in arrays]
+        return (
+            [(outer, now(delta), now(operand)) for outer, delta, operand in outers],
+            {
+                name: (node, {source: now(array) for source, array in sources.items()})
+                for name, (node, sources) in sums.items()
+            },
+        )
 
     def known(self, node: Node) -> Array | None:
         """Where the value lies for all steps, if it does."""
@@ -253,8 +289,9 @@ class _Keeper:
             if not constant_in_time:
                 return known
         index = Index.TIME if self.looped else Index.NONE
-        array = self.layout.array(f"{self.prefix}.{len(self.kept)}", node.size, index)
-        self.kept[array.slot] = array.stride
+        array = self.layout.array(self.slot, node.size, index).moved(self._width)
+        self._width += array.stride
+        self._made.append(array)
         self.stores.setdefault(node, []).append(array)
         return array
 
