@@ -1,0 +1,221 @@
+"""What all kernels of a program share: formats, sizes, heads, slots, and addresses.
+
+A tile has rows of the batch along its first axis and units of one size along its second. Tiles
+are as wide as a power of two, 16 at least; what is not a unit is masked in every load, store,
+product and sum. Nothing in memory is padded.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+
+from cellwright.engines.cpu.arrays import Array, Index, Kind
+from cellwright.engines.cpu.program import Program
+from cellwright.ir import INPUT, ONE, Matrix, Node, topological
+
+LEAST = 16
+"""Units and rows of the smallest tile that a product accepts."""
+
+ARITHMETIC = {
+    torch.float64: torch.float64,
+    torch.float32: torch.float32,
+    torch.bfloat16: torch.float32,
+    torch.float16: torch.float32,
+}
+"""The dtype of tensors -> the dtype in which everything is computed and summed."""
+
+POSITIONS = {
+    Index.NONE: "row",
+    Index.TIME: "now",
+    Index.BEFORE: "before",
+    Index.EVEN: "even",
+    Index.ODD: "odd",
+}
+"""The variable that holds the rows of an array, as its index moves with time."""
+
+
+def name_of(dtype: torch.dtype) -> str:
+    """A dtype as Triton calls it."""
+    return f"tl.{str(dtype).removeprefix('torch.')}"
+
+
+def padded(units: int) -> int:
+    """The width of a tile that has room for so many units."""
+    return max(LEAST, 1 << (units - 1).bit_length())
+
+
+@dataclass(frozen=True)
+class Axis:
+    """Units along one axis of a tile, as names in the kernel.
+
+    Attributes:
+        size: which units.
+        extent: how many places there are.
+        local: numbers of the units, within a head.
+        units: numbers of the units among those of all heads.
+        inside: which places are units; "" if all are.
+    """
+
+    size: str
+    extent: str
+    local: str
+    units: str
+    inside: str
+
+    @property
+    def mask(self) -> str:
+        """Which places of a tile with rows are to be loaded and stored."""
+        return f"in_rows & {self.inside}" if self.inside else "in_rows"
+
+
+class Frame:
+    """The surroundings of a program's kernels.
+
+    Args:
+        program: what is computed.
+        dtype: of the tensors.
+        heads: parts of all vectors that never meet, each with programs of its own.
+        slots: names of arrays -> their names in the kernels, filled in on the way.
+    """
+
+    def __init__(self, program: Program, dtype: torch.dtype, heads: int):
+        self.program, self.dtype, self.heads = program, dtype, heads
+        self.arithmetic = ARITHMETIC[dtype]
+        self.acc = name_of(self.arithmetic)
+        self.slots: dict[str, str] = {}
+
+    def per_head(self, size: str) -> int:
+        """Units of a size in one head."""
+        return self.program.sizes[size] // (1 if size == ONE else self.heads)
+
+    def slot(self, name: str) -> str:
+        """The name of an array in the kernels."""
+        if name not in self.slots:
+            plain = "at_" + re.sub(r"\W", "_", name)
+            while plain in self.slots.values():
+                plain += "_"
+            self.slots[name] = plain
+        return self.slots[name]
+
+    def slot_dtype(self, array: Array) -> torch.dtype:
+        """The dtype of an array: working memory holds what is computed, as it is."""
+        if array.boolean:
+            return torch.uint8
+        working = array.slot.startswith(("carry.", "temporary."))
+        return self.arithmetic if working else self.dtype
+
+    def rows(self, array: Array) -> str:
+        """Where the rows of an array begin, with its offset."""
+        place = POSITIONS[array.index]
+        place = place if array.stride == 1 else f"{place} * {array.stride}"
+        return f"{place} + {array.offset}" if array.offset else place
+
+    def load(self, array: Array, axis: Axis | None) -> str:
+        """The text that loads a tile; ``axis`` is None for a single number a row."""
+        if array.kind is Kind.UNIT:
+            text = f"tl.load({self.slot(array.slot)} + tl.full([1, 1], {array.offset}, tl.int32))"
+        elif array.kind is Kind.UNITS:
+            assert axis is not None
+            place = f"{array.offset} + {axis.units}" if array.offset else axis.units
+            mask = f", mask={axis.inside}, other=0" if axis.inside else ""
+            text = f"tl.load({self.slot(array.slot)} + {place}{mask})"
+        else:
+            units, mask = ("", "in_rows") if axis is None else (f" + {axis.units}", axis.mask)
+            if array.kind is Kind.ROW:
+                units, mask = "", "in_rows"
+            if array.index is Index.BEFORE:
+                return self._load_before(array, units, mask)
+            place = f"{self.slot(array.slot)} + {self.rows(array)}{units}"
+            text = f"tl.load({place}, mask={mask}, other=0)"
+        return f"{text} != 0" if array.boolean else f"{text}.to({self.acc})"
+
+    def _load_before(self, array: Array, units: str, mask: str) -> str:
+        """A state before the step: the one after the step before, or the initial one."""
+        stride = "" if array.stride == 1 else f" * {array.stride}"
+        initial = f"{self.slot(array.initial)} + row{stride}{units}"
+        earlier = f"{self.slot(array.slot)} + {self.rows(array)}{units}"
+        return (
+            f"tl.where(is_first, tl.load({initial}, mask={mask} & is_first, other=0)"
+            f".to({self.acc}), tl.load({earlier}, mask={mask} & is_later, other=0)"
+            f".to({self.acc}))"
+        )
+
+    def store(self, array: Array, axis: Axis | None, value: str) -> str:
+        """The text that stores a tile."""
+        units, mask = ("", "in_rows") if axis is None else (f" + {axis.units}", axis.mask)
+        dtype = self.slot_dtype(array)
+        if array.boolean:
+            value = f"{value}.to(tl.uint8)"
+        elif dtype == torch.bfloat16:
+            value = f"bf16({value})"
+        place = f"{self.slot(array.slot)} + {self.rows(array)}{units}"
+        return f"tl.store({place}, {value}, mask={mask})"
+
+    def operand_of(self, product: Node) -> str:
+        """A template for a tile that enters a product, in the product's precision."""
+        precision = dict(product.attributes).get("precision", "fp32")
+        if self.dtype == torch.bfloat16 or (
+            precision == "bf16" and self.arithmetic == torch.float32
+        ):
+            return "bf16({})"
+        if precision == "bf16":
+            return "bf16({}).to(tl.float64)"
+        return "{}.to(tl.float16)" if self.dtype == torch.float16 else "{}"
+
+    def weights(self, product: Node, k: Axis, n: Axis) -> str:
+        """The text that loads a tile of a product's matrix, (operand's units, result's units)."""
+        matrix = product.inputs[0]
+        kind = matrix.matrix
+        columns = self.program.sizes[kind.columns] // kind.blocks
+        rows, across = (n, k) if product.op == "matvec" else (k, n)
+        masks = [axis.inside for axis in (k, n) if axis.inside]
+        place = across.local
+        if kind.blocks > self.heads:
+            # All blocks in one program: what lies off the diagonal is not in memory.
+            block_rows = self.program.sizes[kind.rows] // kind.blocks
+            place = f"{across.local} % {columns}"
+            masks.append(f"({rows.local} // {block_rows} == {across.local} // {columns})")
+        mask = f", mask={' & '.join(masks)}, other=0" if masks else ""
+        slot = self.slot(f"parameter.{matrix.attribute('name')}")
+        return f"tl.load({slot} + {rows.units}.to(tl.int64) * {columns} + {place}{mask})"
+
+    def axis(self, size: str, extent: str, shape: str, start: str = "") -> tuple[Axis, list[str]]:
+        """An axis, and the lines that define its names.
+
+        Args:
+            size: which units.
+            extent: how many places.
+            shape: "[None, :]" along a row, or "[:, None]" down a column.
+            start: the first unit within a head; "" for 0.
+        """
+        mark = "" if shape == "[None, :]" else "down_"
+        local = f"{mark}{'local_' if self.heads > 1 else ''}{size}"
+        first = f"{start} + " if start else ""
+        lines = [f"{local} = ({first}tl.arange(0, {extent})){shape}"]
+        units, inside, own = local, "", self.per_head(size)
+        if self.heads > 1:
+            units = f"{mark}{size}"
+            lines.append(f"{units} = head * {own} + {local}")
+        if start or not extent.isdigit() or int(extent) != own:
+            inside = f"in_{mark}{size}"
+            lines.append(f"{inside} = {local} < {own}")
+        return Axis(size, extent, local, units, inside), lines
+
+
+def independent_heads(heads: int, nodes: Iterable[Node]) -> int:
+    """How many parts of the vectors never meet in a loop: the heads, or 1 if something joins them.
+
+    Sums over units join them, and so would a matrix that is whole.
+    """
+    for each in topological(nodes):
+        if each.op in ("sum", "mean"):
+            return 1
+        if isinstance(each.type, Matrix) and each.type.blocks != heads:
+            return 1
+        if not isinstance(each.type, Matrix) and each.size == INPUT:
+            return 1
+    return heads

@@ -1,0 +1,144 @@
+"""Loops ready to be launched: emitted, loaded, and run on the arrays of a call."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
+from functools import cached_property, lru_cache
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from cellwright.engines.cpu import programs as planned
+from cellwright.engines.cpu.program import Program
+from cellwright.engines.gpu import load, programs, resident
+from cellwright.engines.gpu.frame import LEAST, Frame
+from cellwright.engines.protocol import Call
+from cellwright.engines.signature import Signature, parse
+
+_interpreting = threading.RLock()
+"""The interpreter changes Triton's own functions while it runs: one kernel at a time."""
+
+
+def precision(dtype: torch.dtype) -> str:
+    """How float32 products are computed: as torch is told to."""
+    exact = torch.get_float32_matmul_precision() == "highest"
+    return "ieee" if exact or dtype != torch.float32 else "tf32"
+
+
+class Loop:
+    """A program in one of the forms.
+
+    Args:
+        signature: whose program it is.
+        program: the loop.
+        dtype: of the tensors.
+        form: "resident" or "steps".
+        interpreted: by Triton's interpreter rather than compiled for a GPU.
+    """
+
+    def __init__(
+        self, signature: Signature, program: Program, dtype: torch.dtype, form: str,
+        *, interpreted: bool,
+    ):  # fmt: skip
+        self.program, self.interpreted = program, interpreted
+        self.heads = programs.heads_of(signature, program)
+        self.frame = Frame(program, dtype, self.heads)
+        self.form = form
+        self.text = resident.emit(self.frame, interpreted=interpreted)
+        self.temporaries = self.program.temporaries
+
+    @cached_property
+    def module(self) -> Any:
+        """The loaded kernels."""
+        return load.load(self.text)
+
+    def run(self, call: Call, arrays: Mapping[str, Tensor]) -> int:
+        """Run all steps of a call on arrays by the names of the slots.
+
+        Returns:
+            Which of the two buffers of each state holds the last one.
+        """
+        given = [_plain(arrays[slot]) for slot in self.frame.slots]
+        steps, rows = call.x.shape[:2]
+        first, stride = (steps - 1, -1) if call.reverse != self.program.backward else (0, 1)
+        with self._surroundings(call.x):
+            return self._walk(given, rows, steps, first, stride)
+
+    def _walk(self, given: list[Tensor], rows: int, steps: int, first: int, stride: int) -> int:
+        grid = (-(-rows // LEAST), self.heads)
+        self.module.walk[grid](
+            *given, rows, steps, first, stride,
+            BLOCK=LEAST, PRECISION=precision(self.frame.dtype),
+        )  # fmt: skip
+        return 1
+
+    def _surroundings(self, like: Tensor) -> AbstractContextManager[Any]:
+        if self.interpreted:
+            return _Interpreting()
+        return torch.cuda.device(like.device) if like.is_cuda else nullcontext()
+
+
+class _Interpreting:
+    """One kernel at a time, and no warnings of numpy's: what overflows here does so on a GPU."""
+
+    def __enter__(self) -> None:
+        _interpreting.acquire()
+        self._quiet = np.errstate(all="ignore")
+        self._quiet.__enter__()
+
+    def __exit__(self, *reason: Any) -> None:
+        self._quiet.__exit__(*reason)
+        _interpreting.release()
+
+
+def _plain(tensor: Tensor) -> Tensor:
+    """Truth values as bytes."""
+    return tensor.view(torch.uint8) if tensor.dtype == torch.bool else tensor
+
+
+class Loops:
+    """The loops of a signature, made when first needed and kept."""
+
+    def __init__(self, signature: Signature, dtype: torch.dtype, form: str, *, interpreted: bool):
+        self.signature, self.dtype, self.form = signature, dtype, form
+        self.interpreted = interpreted
+        self._made: dict[tuple[str, bool], Any] = {}
+        self._lock = threading.RLock()
+
+    def _loop(self, program: Program) -> Loop:
+        return Loop(
+            self.signature, program, self.dtype, self.form, interpreted=self.interpreted
+        )
+
+    def inputs(self, *, keep: bool) -> Program | None:
+        """What is hoisted, for all steps at once."""
+        return planned.forward(self.signature, keep=keep).inputs
+
+    def forward(self, *, keep: bool) -> Loop:
+        """The forward loop; ``keep`` what the backward pass reads."""
+        with self._lock:
+            key = ("forward", keep)
+            if key not in self._made:
+                self._made[key] = self._loop(programs.forward(self.signature, keep=keep))
+            found: Loop = self._made[key]
+            return found
+
+    def backward(self, *, need_x: bool) -> tuple[planned.Backward, Loop]:
+        """The backward programs, and their loop."""
+        with self._lock:
+            key = ("backward", need_x)
+            if key not in self._made:
+                made = planned.backward(self.signature, need_x=need_x)
+                self._made[key] = made, self._loop(made.loop)
+            found: tuple[planned.Backward, Loop] = self._made[key]
+            return found
+
+
+@lru_cache(maxsize=256)
+def loops(text: str, dtype: torch.dtype, form: str, interpreted: bool) -> Loops:
+    """The loops of a signature in one form."""
+    return Loops(parse(text), dtype, form, interpreted=interpreted)

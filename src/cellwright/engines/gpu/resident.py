@@ -1,0 +1,183 @@
+"""The resident form: a program holds the weights of its head and walks through all time steps.
+
+The kernel that is emitted, in pseudo-code, for each block of rows (and each head, where heads do
+not meet):
+
+    load masks, vectors and matrices; load the states before the first step
+    for each step, in the order of the loop:
+        load what was hoisted, or saved; compute the stages; store
+        the states are those after the step
+    store the states
+
+Nothing is shared between programs, so there is no barrier, and a value that a later stage reads
+is simply a name.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from cellwright.engines.cpu.arrays import Index
+from cellwright.engines.gpu.frame import Axis, Frame, padded
+from cellwright.engines.gpu.text import Text, kernel, module
+from cellwright.engines.gpu.values import Values, absorbed
+from cellwright.ir import ONE, TABLE, Matrix, Node, topological
+
+NUMBERS = ("rows", "steps", "first", "stride")
+"""Rows of the batch, steps; the first step that is taken, and 1 or -1 from one to the next."""
+
+ENTRY = "walk"
+
+
+def emit(frame: Frame, *, interpreted: bool) -> str:
+    """The module with the kernel; fills in the frame's slots."""
+    body, functions = Text(), set[str]()
+    _Walk(body, frame, functions).write()
+    return module(
+        [kernel(ENTRY, frame.slots.values(), NUMBERS, body)], functions, interpreted=interpreted
+    )
+
+
+class _Walk:
+    def __init__(self, text: Text, frame: Frame, functions: set[str]):
+        self.text, self.frame, self.program = text, frame, frame.program
+        self.axes: dict[str, Axis] = {}
+        self.down: dict[str, Axis] = {}
+        self.values = _Resident(text, frame, self.axes, self.program.sources, functions, self.down)
+        self.nodes = [n for stage in self.program.stages for n in stage.nodes]
+        self.values.sums = absorbed(self.nodes, self.program.stores)
+        # The states after a step, and where the last ones lie in the end.
+        self.carried = [
+            (node, array)
+            for node, arrays in self.program.stores.items()
+            for array in arrays
+            if array.index is Index.ODD
+        ]
+
+    def write(self) -> None:
+        """The whole body."""
+        text = self.text
+        text.line("row = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)[:, None]")
+        text.line("in_rows = row < rows")
+        if self.frame.heads > 1:
+            text.line("head = tl.program_id(1)")
+        self._axes()
+        for node, array in self.program.sources.items():
+            if array.index is Index.NONE:
+                self.values.value(node)
+        self._matrices()
+        names = self._load_states()
+        with text.block("for i in range(steps):"):
+            text.line("t = (first + i * stride).to(tl.int64)")
+            text.line("now = t * rows + row")
+            self._step(names)
+        for name, (node, array) in zip(names, self.carried, strict=True):
+            text.line(self.frame.store(array, self.axes[node.size], name))
+
+    def _axes(self) -> None:
+        sizes = dict.fromkeys(
+            each.size
+            for root in (*self.program.stores, *self.program.sources)
+            for each in topological([root])
+            if not isinstance(each.type, Matrix) and each.size != ONE
+        )
+        operands = {p.inputs[1].size for p in self.nodes if TABLE[p.op].kind == "product"}
+        for size in sizes:
+            extent = str(padded(self.frame.per_head(size)))
+            self.axes[size], lines = self.frame.axis(size, extent, "[None, :]")
+            if size in operands:
+                self.down[size], more = self.frame.axis(size, extent, "[:, None]")
+                lines += more
+            for line in lines:
+                self.text.line(line)
+
+    def _matrices(self) -> None:
+        """Load every matrix, in the precision in which it is multiplied."""
+        for each in self.nodes:
+            if TABLE[each.op].kind == "product":
+                self.values.load_matrix(each)
+
+    def _load_states(self) -> list[str]:
+        """Load the states before the first step; the names that hold them from step to step."""
+        self.text.line("even = row")
+        self.text.line("odd = rows + row")
+        leaves = {
+            array.slot: node
+            for node, array in self.program.sources.items()
+            if array.index is Index.EVEN
+        }
+        names = []
+        for number, (node, array) in enumerate(self.carried):
+            names.append(f"state{number}")
+            before = replace(array, index=Index.EVEN)
+            self.text.line(f"{names[-1]} = {self.frame.load(before, self.axes[node.size])}")
+            if array.slot in leaves:
+                self.values.give(leaves[array.slot], names[-1])
+        return names
+
+    def _step(self, names: list[str]) -> None:
+        text, frame = self.text, self.frame
+        if any(array.index is Index.BEFORE for array in self.program.sources.values()):
+            text.line("is_first = i == steps - 1")
+            text.line("is_later = i != steps - 1")
+            text.line("before = now + stride * rows")
+        for node, arrays in self.program.stores.items():
+            for array in arrays:
+                if array.index is not Index.ODD:
+                    axis = None if node.size == ONE else self.axes[node.size]
+                    text.line(frame.store(array, axis, self.values.value(node)))
+        after = [text.let(self.values.whole(node), "next") for node, _ in self.carried]
+        for name, value in zip(names, after, strict=True):
+            text.line(f"{name} = {value}")
+
+
+class _Resident(Values):
+    """Values where all units of a row are at hand: products and sums are operations like others."""
+
+    def __init__(self, text, frame, axes, here, functions, down):  # type: ignore[no-untyped-def]
+        super().__init__(text, frame, axes, here, functions)
+        self.down = down
+        self.matrices: dict[tuple[str, Node], str] = {}
+
+    def load_matrix(self, product: Node) -> None:
+        """Load a product's matrix, once for each way it is used in."""
+        key = product.op, product.inputs[0]
+        if key not in self.matrices:
+            size = product.inputs[1].size
+            loaded = self.frame.weights(product, self.down[size], self.axes[product.size])
+            tile = self.frame.operand_of(product).format(loaded)
+            self.matrices[key] = self.text.let(tile, "matrix")
+
+    def reads(self, each: Node) -> list[Node]:
+        if each in self.here:
+            return []
+        if each in self.sums:
+            product, other = self.sums[each]
+            return [product.inputs[1], *([] if other.op == "constant" else [other])]
+        if TABLE[each.op].kind == "product":
+            return [each.inputs[1]]
+        return super().reads(each)
+
+    def _apply(self, each: Node) -> None:
+        if each in self.sums:
+            product, other = self.sums[each]
+            self.give(each, self._product(product, self.whole(other, each.size)))
+        elif TABLE[each.op].kind == "product":
+            self.give(each, self._product(each, None))
+        elif TABLE[each.op].kind == "reduction":
+            (operand,) = each.inputs
+            total = f"tl.reduce({self.clean(operand)}, 1, tl.standard._sum_combine, keep_dims=True)"
+            if each.op == "mean":
+                total += f" * {1.0 / self.frame.program.sizes[operand.size]!r}"
+            self.give(each, self.text.let(total), (True, False))
+        else:
+            super()._apply(each)
+
+    def _product(self, product: Node, start: str | None) -> str:
+        operand = self.frame.operand_of(product).format(self.clean(product.inputs[1]))
+        matrix = self.matrices[product.op, product.inputs[0]]
+        acc = "" if start is None else f", acc={start}"
+        return self.text.let(
+            f"tl.dot({operand}, {matrix}{acc}, input_precision=PRECISION, "
+            f"out_dtype={self.frame.acc})"
+        )
