@@ -69,8 +69,7 @@ def run(outside: Outside, program: Program) -> None:
     for node, arrays in program.stores.items():
         value = _transposed(outside, node, program.sources)
         if value is None:
-            (value,) = outside.evaluator.complete([node], environment)
-            value = outside.evaluator.whole(value, node.size, outside.every)
+            value = outside.value(node, environment)
         for array in arrays:
             outside.view(array, outside.sizes[node.size]).copy_(value)
 

@@ -114,6 +114,22 @@ class Outside:
             found[node] = value if node.vector.boolean else value.to(self.arithmetic)
         return found
 
+    def value(self, node: Node, environment: dict[Node, Tensor]) -> Tensor:
+        """A value for all rows of all steps, from what the environment holds."""
+        order: list[Node] = []
+        seen = set(environment)
+        stack = [(node, False)]
+        while stack:
+            each, ready = stack.pop()
+            if ready:
+                order.append(each)
+            elif each not in seen:
+                seen.add(each)
+                stack.append((each, True))
+                stack.extend((source, False) for source in each.inputs)
+        self.evaluator.evaluate(order, environment)
+        return self.evaluator.whole(environment[node], node.size, self.every)
+
     # Products with x, and with gradients ---------------------------------------------------------
 
     def multiply(self, left: Tensor, right: Tensor, into: Tensor | None = None) -> Tensor:
@@ -149,8 +165,7 @@ class Outside:
     def sum_up(self, sums: dict[str, tuple[Node, Sources]]) -> None:
         """Add sums over rows and steps to the gradients of vectors."""
         for name, (node, sources) in sums.items():
-            (value,) = self.evaluator.complete([node], self.environment(sources))
-            add(self.totals, name, self.evaluator.whole(value, node.size, self.every).sum(0))
+            add(self.totals, name, self.value(node, self.environment(sources)).sum(0))
 
     def gradients(self, outers: Outers) -> list[Tensor]:
         """Gradients of all weights; ``outers`` are those of matrices, with their factors' places.
