@@ -61,7 +61,7 @@ class Axis:
     """
 
     size: str
-    extent: str
+    extent: int
     local: str
     units: str
     inside: str
@@ -166,6 +166,13 @@ class Frame:
             return "bf16({}).to(tl.float64)"
         return "{}.to(tl.float16)" if self.dtype == torch.float16 else "{}"
 
+    def dot(self, operand: str, matrix: str, start: str | None) -> str:
+        """The text of a product of two tiles, added to ``start``."""
+        acc = "" if start is None else f", acc={start}"
+        return (
+            f"tl.dot({operand}, {matrix}{acc}, input_precision=PRECISION, out_dtype={self.acc})"
+        )
+
     def weights(self, product: Node, k: Axis, n: Axis) -> str:
         """The text that loads a tile of a product's matrix, (operand's units, result's units)."""
         matrix = product.inputs[0]
@@ -183,24 +190,27 @@ class Frame:
         slot = self.slot(f"parameter.{matrix.attribute('name')}")
         return f"tl.load({slot} + {rows.units}.to(tl.int64) * {columns} + {place}{mask})"
 
-    def axis(self, size: str, extent: str, shape: str, start: str = "") -> tuple[Axis, list[str]]:
+    def axis(
+        self, size: str, extent: int, *, start: str = "", down: bool = False, mark: str = ""
+    ) -> tuple[Axis, list[str]]:
         """An axis, and the lines that define its names.
 
         Args:
             size: which units.
             extent: how many places.
-            shape: "[None, :]" along a row, or "[:, None]" down a column.
             start: the first unit within a head; "" for 0.
+            down: along columns rather than rows.
+            mark: what its names begin with.
         """
-        mark = "" if shape == "[None, :]" else "down_"
+        mark += "down_" if down else ""
         local = f"{mark}{'local_' if self.heads > 1 else ''}{size}"
-        first = f"{start} + " if start else ""
-        lines = [f"{local} = ({first}tl.arange(0, {extent})){shape}"]
+        first = f"({start} + tl.arange(0, {extent}))" if start else f"tl.arange(0, {extent})"
+        lines = [f"{local} = {first}{'[:, None]' if down else '[None, :]'}"]
         units, inside, own = local, "", self.per_head(size)
         if self.heads > 1:
             units = f"{mark}{size}"
             lines.append(f"{units} = head * {own} + {local}")
-        if start or not extent.isdigit() or int(extent) != own:
+        if own % extent:
             inside = f"in_{mark}{size}"
             lines.append(f"{inside} = {local} < {own}")
         return Axis(size, extent, local, units, inside), lines

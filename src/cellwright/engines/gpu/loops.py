@@ -14,10 +14,14 @@ from torch import Tensor
 
 from cellwright.engines.cpu import programs as planned
 from cellwright.engines.cpu.program import Program
-from cellwright.engines.gpu import load, programs, resident
-from cellwright.engines.gpu.frame import LEAST, Frame
+from cellwright.engines.gpu import load, programs, resident, steps
+from cellwright.engines.gpu.form import RESIDENT
+from cellwright.engines.gpu.frame import ARITHMETIC, LEAST, Frame, padded
 from cellwright.engines.protocol import Call
 from cellwright.engines.signature import Signature, parse
+
+MOST_ROWS = 64
+"""Rows of the largest tile in the form of one launch a step."""
 
 _interpreting = threading.RLock()
 """The interpreter changes Triton's own functions while it runs: one kernel at a time."""
@@ -30,26 +34,22 @@ def precision(dtype: torch.dtype) -> str:
 
 
 class Loop:
-    """A program in one of the forms.
+    """A program that is emitted, in one of the forms.
 
     Args:
         signature: whose program it is.
         program: the loop.
         dtype: of the tensors.
-        form: "resident" or "steps".
         interpreted: by Triton's interpreter rather than compiled for a GPU.
     """
 
+    text: str
+
     def __init__(
-        self, signature: Signature, program: Program, dtype: torch.dtype, form: str,
-        *, interpreted: bool,
-    ):  # fmt: skip
-        self.program, self.interpreted = program, interpreted
+        self, signature: Signature, program: Program, dtype: torch.dtype, *, interpreted: bool
+    ):
+        self.program, self.dtype, self.interpreted = program, dtype, interpreted
         self.heads = programs.heads_of(signature, program)
-        self.frame = Frame(program, dtype, self.heads)
-        self.form = form
-        self.text = resident.emit(self.frame, interpreted=interpreted)
-        self.temporaries = self.program.temporaries
 
     @cached_property
     def module(self) -> Any:
@@ -62,24 +62,80 @@ class Loop:
         Returns:
             Which of the two buffers of each state holds the last one.
         """
-        given = [_plain(arrays[slot]) for slot in self.frame.slots]
-        steps, rows = call.x.shape[:2]
-        first, stride = (steps - 1, -1) if call.reverse != self.program.backward else (0, 1)
+        count, rows = call.x.shape[:2]
+        first, stride = (count - 1, -1) if call.reverse != self.program.backward else (0, 1)
         with self._surroundings(call.x):
-            return self._walk(given, rows, steps, first, stride)
+            return self._run(arrays, rows, count, first, stride)
 
-    def _walk(self, given: list[Tensor], rows: int, steps: int, first: int, stride: int) -> int:
-        grid = (-(-rows // LEAST), self.heads)
-        self.module.walk[grid](
-            *given, rows, steps, first, stride,
-            BLOCK=LEAST, PRECISION=precision(self.frame.dtype),
-        )  # fmt: skip
-        return 1
+    def _run(
+        self, arrays: Mapping[str, Tensor], rows: int, count: int, first: int, stride: int
+    ) -> int:
+        raise AssertionError("a form says how it is launched")
 
     def _surroundings(self, like: Tensor) -> AbstractContextManager[Any]:
         if self.interpreted:
             return _Interpreting()
         return torch.cuda.device(like.device) if like.is_cuda else nullcontext()
+
+
+class Resident(Loop):
+    """One launch for all steps."""
+
+    def __init__(
+        self, signature: Signature, program: Program, dtype: torch.dtype, *, interpreted: bool
+    ):
+        super().__init__(signature, program, dtype, interpreted=interpreted)
+        self.frame = Frame(program, dtype, self.heads)
+        self.text = resident.emit(self.frame, interpreted=interpreted)
+
+    def _run(
+        self, arrays: Mapping[str, Tensor], rows: int, count: int, first: int, stride: int
+    ) -> int:
+        self.module.walk[-(-rows // LEAST), self.heads](
+            *(_plain(arrays[slot]) for slot in self.frame.slots), rows, count, first, stride,
+            BLOCK=LEAST, PRECISION=precision(self.dtype),
+        )  # fmt: skip
+        return 1
+
+
+class Steps(Loop):
+    """A launch for each step and part of a stage."""
+
+    def __init__(
+        self, signature: Signature, program: Program, dtype: torch.dtype, *, interpreted: bool
+    ):
+        program = steps.with_temporaries(program)
+        super().__init__(signature, program, dtype, interpreted=interpreted)
+        self.text, self.launches = steps.emit(
+            program, dtype, self.heads, interpreted=interpreted
+        )
+
+    def _run(
+        self, arrays: Mapping[str, Tensor], rows: int, count: int, first: int, stride: int
+    ) -> int:
+        like = next(iter(arrays.values()))
+        booleans = {a.slot for a in self.program.arrays() if a.boolean}
+        working = {
+            slot: like.new_empty(
+                (rows, units),
+                dtype=torch.uint8 if slot in booleans else ARITHMETIC[self.dtype],
+            )
+            for slot, units in self.program.temporaries.items()
+        }
+        given = [
+            [_plain(working[s] if s in working else arrays[s]) for s in each.slots]
+            for each in self.launches
+        ]
+        block = min(MOST_ROWS, padded(rows))
+        for i in range(count):
+            begins = int(i == count - 1)
+            for each, tensors in zip(self.launches, given, strict=True):
+                grid = (-(-rows // block), each.blocks, each.heads)
+                getattr(self.module, each.name)[grid](
+                    *tensors, rows, first + i * stride, stride, i & 1, begins,
+                    BLOCK=block, PRECISION=precision(self.dtype),
+                )  # fmt: skip
+        return count & 1
 
 
 class _Interpreting:
@@ -110,9 +166,8 @@ class Loops:
         self._lock = threading.RLock()
 
     def _loop(self, program: Program) -> Loop:
-        return Loop(
-            self.signature, program, self.dtype, self.form, interpreted=self.interpreted
-        )
+        kind = Resident if self.form == RESIDENT else Steps
+        return kind(self.signature, program, self.dtype, interpreted=self.interpreted)
 
     def inputs(self, *, keep: bool) -> Program | None:
         """What is hoisted, for all steps at once."""

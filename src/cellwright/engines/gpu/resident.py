@@ -83,10 +83,10 @@ class _Walk:
         )
         operands = {p.inputs[1].size for p in self.nodes if TABLE[p.op].kind == "product"}
         for size in sizes:
-            extent = str(padded(self.frame.per_head(size)))
-            self.axes[size], lines = self.frame.axis(size, extent, "[None, :]")
+            extent = padded(self.frame.per_head(size))
+            self.axes[size], lines = self.frame.axis(size, extent)
             if size in operands:
-                self.down[size], more = self.frame.axis(size, extent, "[:, None]")
+                self.down[size], more = self.frame.axis(size, extent, down=True)
                 lines += more
             for line in lines:
                 self.text.line(line)
@@ -166,18 +166,10 @@ class _Resident(Values):
             self.give(each, self._product(each, None))
         elif TABLE[each.op].kind == "reduction":
             (operand,) = each.inputs
-            total = f"tl.reduce({self.clean(operand)}, 1, tl.standard._sum_combine, keep_dims=True)"
-            if each.op == "mean":
-                total += f" * {1.0 / self.frame.program.sizes[operand.size]!r}"
-            self.give(each, self.text.let(total), (True, False))
+            self.give(each, self.total(each, self.clean(operand)), (True, False))
         else:
             super()._apply(each)
 
     def _product(self, product: Node, start: str | None) -> str:
         operand = self.frame.operand_of(product).format(self.clean(product.inputs[1]))
-        matrix = self.matrices[product.op, product.inputs[0]]
-        acc = "" if start is None else f", acc={start}"
-        return self.text.let(
-            f"tl.dot({operand}, {matrix}{acc}, input_precision=PRECISION, "
-            f"out_dtype={self.frame.acc})"
-        )
+        return self.text.let(self.frame.dot(operand, self.matrices[product.op, product.inputs[0]], start))

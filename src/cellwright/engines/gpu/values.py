@@ -122,14 +122,23 @@ class Values:
         name, shape = self.value(each), self.shapes[each]
         if shape == (True, size != ONE):
             return name
-        extent = "1" if size == ONE else self.axes[size].extent
+        extent = 1 if size == ONE else self.axes[size].extent
         return self.text.let(f"tl.broadcast_to({name}, [BLOCK, {extent}])")
 
     def clean(self, each: Node) -> str:
         """A whole value with zeros where there are no units."""
         name = self.whole(each)
+        if each in self.here and self.here[each].kind is Kind.ROWS:
+            return name  # loaded with zeros
         inside = self.axes[each.size].inside if each.size != ONE else ""
         return f"tl.where({inside}, {name}, 0.0)" if inside else name
+
+    def total(self, reduction: Node, tile: str) -> str:
+        """The name of a sum over units, or of their mean."""
+        text = f"tl.reduce({tile}, 1, tl.standard._sum_combine, keep_dims=True)"
+        if reduction.op == "mean":
+            text += f" * {1.0 / self.frame.program.sizes[reduction.inputs[0].size]!r}"
+        return self.text.let(text)
 
     def number(self, value: float) -> str:
         """A tile that holds one number everywhere."""
