@@ -94,7 +94,8 @@ def choose(signature: Signature, device: torch.device, dtype: torch.dtype) -> Ch
         objection = get(wanted).objection(signature, device, dtype)
         if objection:
             raise EngineError(f"engine {wanted!r} was asked for, but {objection}")
-        asked = f'asked for by cellwright.engine("{wanted}")'
+        asked = '", form="'.join(wanted.split(":"))
+        asked = f'asked for by cellwright.engine("{asked}")'
         return Choice(get(wanted), _because([asked], wanted, signature))
     objections: list[str] = []
     for name in _ENGINES:

@@ -56,7 +56,7 @@ def _power_of_two(n):
 
 
 def exp(x):
-    """2^n * exp(rest), in two steps: 2^n itself may be too small or too large for the format."""
+    """e to the x: 2^n in two steps, for it may be too small or too large for the format."""
     if x.dtype == tl.float64:
         x = tl.where(x < -746.0, -746.0, x)
         x = tl.where(x > 710.0, 710.0, x)
@@ -77,10 +77,7 @@ def sigmoid(x):
 def tanh(x):
     """(exp(2|x|) - 1) / (exp(2|x|) + 1) without the loss near zero; the sign is put back."""
     a = tl.abs(x)
-    if x.dtype == tl.float64:
-        a = tl.where(a > 22.0, 22.0, a)
-    else:
-        a = tl.where(a > 10.0, 10.0, a)
+    a = tl.where(a > 22.0, 22.0, a)
     n, rest = _whole_and_rest(a + a)
     power = _power_of_two(n)
     growth = power * _exp_less_one(rest) + (power - 1.0)

@@ -63,24 +63,30 @@ class GpuEngine:
             return "@ is a convolution here, which it does not emit"
         return None
 
-    def way(self, signature: Signature, dtype: torch.dtype) -> str:
+    def way(self, signature: Signature, device: torch.device, dtype: torch.dtype) -> str:
         """The form in which it runs a signature, and why."""
+        chosen = self._form(signature, device, dtype)
+        return f"{chosen.name}, {chosen.reason}"
+
+    def _form(self, signature: Signature, device: torch.device, dtype: torch.dtype) -> forms.Form:
         if self.form is not None:
-            return f"form {self.form}: asked for"
-        chosen = forms.choose(signature.text, dtype)
-        return f"form {chosen.name}: {chosen.reason}"
+            return forms.Form(self.form, "for it was asked for")
+        return forms.choose(signature.text, dtype, forms.shared_memory(device))
 
     def forward(self, call: Call, *, keep: bool) -> Result:
         """Run the forward plan."""
         with torch.no_grad():
-            return _Run(call, self.form).forward(keep=keep)
+            return self._run(call).forward(keep=keep)
 
     def backward(
         self, call: Call, kept: Sequence[Tensor], cotangents: Cotangents, *, need_x: bool
     ) -> Gradients:
         """Run the backward plan."""
         with torch.no_grad():
-            return _Run(call, self.form).backward(kept, cotangents, need_x=need_x)
+            return self._run(call).backward(kept, cotangents, need_x=need_x)
+
+    def _run(self, call: Call) -> _Run:
+        return _Run(call, self._form(call.signature, call.x.device, call.x.dtype).name)
 
     def stream(
         self,
@@ -96,12 +102,11 @@ class GpuEngine:
 class _Run:
     """One call."""
 
-    def __init__(self, call: Call, form: str | None):
+    def __init__(self, call: Call, form: str):
         self.call, self.plan = call, call.signature.plan
         self.sizes, self.dtype = call.signature.size, call.x.dtype
-        name = form or forms.choose(call.signature.text, self.dtype).name
         interpreted = call.x.device.type == "cpu"
-        self.loops = loops(call.signature.text, self.dtype, name, interpreted)
+        self.loops = loops(call.signature.text, self.dtype, form, interpreted)
         width = sum(self.sizes[node.size] for node in self.plan.forward.inputs.values())
         self.outside = Outside(call, width)
         self.arrays = self.outside.arrays

@@ -17,11 +17,14 @@ from cellwright.ir import Node
 RESIDENT, STEPS = "resident", "steps"
 FORMS = (RESIDENT, STEPS)
 
-RESIDENT_BYTES = 128 * 1024
-"""Weights of one head, with their padding, that a program may hold on chip.
+HOPPER = 232_448
+"""Bytes of shared memory that one program may have on an H100; taken for the interpreter."""
 
-A multiprocessor of the generations since 2020 has 164 KiB or more of shared memory and 256 KiB of
-registers. The figure is an estimate: it has not been measured on a GPU.
+ROOM = 7 / 4
+"""Shared memory that a resident loop takes, as a share of its weights' bytes.
+
+Compiled for an H100, the largest that fit (an LSTM of 128 units in bfloat16) take 1.64 times as
+much. Which form is faster near the limit has not been measured on a GPU.
 """
 
 
@@ -46,9 +49,24 @@ def weight_bytes(signature: Signature, program: Program, dtype: torch.dtype) -> 
     return sum(products.values())
 
 
+def shared_memory(device: torch.device) -> int:
+    """Bytes of shared memory that one program may have."""
+    if device.type != "cuda":
+        return HOPPER
+    from triton.runtime import driver
+
+    return int(driver.active.utils.get_device_properties(device.index)["max_shared_mem"])
+
+
 @lru_cache(maxsize=512)
-def choose(text: str, dtype: torch.dtype) -> Form:
-    """The form in which a signature's loops run on tensors of that dtype."""
+def choose(text: str, dtype: torch.dtype, shared: int) -> Form:
+    """The form in which a signature's loops run on tensors of that dtype.
+
+    Args:
+        text: of the signature.
+        dtype: of the tensors.
+        shared: bytes of shared memory that a program may have.
+    """
     signature = parse(text)
     loops = [
         programs.forward(signature, keep=True),
@@ -56,9 +74,9 @@ def choose(text: str, dtype: torch.dtype) -> Form:
     ]
     largest = max(weight_bytes(signature, each, dtype) for each in loops)
     heads = min(programs.heads_of(signature, each) for each in loops)
-    of = "a head's recurrent weights" if heads > 1 else "the recurrent weights"
-    size = f"{of} take {largest / 1024:,.0f} KiB on chip"
-    if largest <= RESIDENT_BYTES:
-        return Form(RESIDENT, f"{size}, so a program holds them through all steps")
-    limit = f"more than {RESIDENT_BYTES // 1024} KiB"
-    return Form(STEPS, f"{size}, {limit}, so each step shares the units out among programs")
+    of = "the recurrent weights of a head" if heads > 1 else "the recurrent weights"
+    limit = int(shared / ROOM)
+    size = f"{of} take {-(-largest // 1024)} KiB, and {limit // 1024} KiB can stay on chip"
+    if largest <= limit:
+        return Form(RESIDENT, f"{size}: a program holds them through all steps")
+    return Form(STEPS, f"{size}: at each step, programs share the units out")

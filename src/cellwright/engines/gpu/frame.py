@@ -169,9 +169,7 @@ class Frame:
     def dot(self, operand: str, matrix: str, start: str | None) -> str:
         """The text of a product of two tiles, added to ``start``."""
         acc = "" if start is None else f", acc={start}"
-        return (
-            f"tl.dot({operand}, {matrix}{acc}, input_precision=PRECISION, out_dtype={self.acc})"
-        )
+        return f"tl.dot({operand}, {matrix}{acc}, input_precision=PRECISION, out_dtype={self.acc})"
 
     def weights(self, product: Node, k: Axis, n: Axis) -> str:
         """The text that loads a tile of a product's matrix, (operand's units, result's units)."""

@@ -34,9 +34,7 @@ def fill(outside: Outside, program: Program | None, *, keep: bool) -> None:
 
 def _affine(node: Node) -> Affine | None:
     """The parts of ``W @ x`` or ``W @ x + b``; None for anything else."""
-    for product, bias in (
-        [(node, None)] if node.op != "add" else [node.inputs, node.inputs[::-1]]
-    ):
+    for product, bias in [(node, None)] if node.op != "add" else [node.inputs, node.inputs[::-1]]:
         is_product = product.op == "matvec" and product.inputs[1].op == "input"
         if is_product and (bias is None or bias.op == "parameter"):
             name = None if bias is None else str(bias.attribute("name"))

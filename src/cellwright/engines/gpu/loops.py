@@ -23,6 +23,9 @@ from cellwright.engines.signature import Signature, parse
 MOST_ROWS = 64
 """Rows of the largest tile in the form of one launch a step."""
 
+RESIDENT_WARPS = 8
+"""Warps of a program that holds weights: with 4, registers do not suffice for float32."""
+
 _interpreting = threading.RLock()
 """The interpreter changes Triton's own functions while it runs: one kernel at a time."""
 
@@ -93,7 +96,7 @@ class Resident(Loop):
     ) -> int:
         self.module.walk[-(-rows // LEAST), self.heads](
             *(_plain(arrays[slot]) for slot in self.frame.slots), rows, count, first, stride,
-            BLOCK=LEAST, PRECISION=precision(self.dtype),
+            BLOCK=LEAST, PRECISION=precision(self.dtype), num_warps=RESIDENT_WARPS,
         )  # fmt: skip
         return 1
 
@@ -106,9 +109,7 @@ class Steps(Loop):
     ):
         program = steps.with_temporaries(program)
         super().__init__(signature, program, dtype, interpreted=interpreted)
-        self.text, self.launches = steps.emit(
-            program, dtype, self.heads, interpreted=interpreted
-        )
+        self.text, self.launches = steps.emit(program, dtype, self.heads, interpreted=interpreted)
 
     def _run(
         self, arrays: Mapping[str, Tensor], rows: int, count: int, first: int, stride: int

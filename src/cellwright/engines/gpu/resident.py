@@ -17,7 +17,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from cellwright.engines.cpu.arrays import Index
+from cellwright.engines.cpu.arrays import Index, Sources
 from cellwright.engines.gpu.frame import Axis, Frame, padded
 from cellwright.engines.gpu.text import Text, kernel, module
 from cellwright.engines.gpu.values import Values, absorbed
@@ -134,7 +134,10 @@ class _Walk:
 class _Resident(Values):
     """Values where all units of a row are at hand: products and sums are operations like others."""
 
-    def __init__(self, text, frame, axes, here, functions, down):  # type: ignore[no-untyped-def]
+    def __init__(
+        self, text: Text, frame: Frame, axes: dict[str, Axis], here: Sources, functions: set[str],
+        down: dict[str, Axis],
+    ):  # fmt: skip
         super().__init__(text, frame, axes, here, functions)
         self.down = down
         self.matrices: dict[tuple[str, Node], str] = {}
@@ -172,4 +175,5 @@ class _Resident(Values):
 
     def _product(self, product: Node, start: str | None) -> str:
         operand = self.frame.operand_of(product).format(self.clean(product.inputs[1]))
-        return self.text.let(self.frame.dot(operand, self.matrices[product.op, product.inputs[0]], start))
+        matrix = self.matrices[product.op, product.inputs[0]]
+        return self.text.let(self.frame.dot(operand, matrix, start))

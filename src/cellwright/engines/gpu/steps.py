@@ -65,7 +65,7 @@ class Launch:
 
 def with_temporaries(program: Program) -> Program:
     """The program with a place in memory for every value that a later stage reads."""
-    stores, temporaries = dict(program.stores), {}
+    stores, temporaries = dict(program.stores), dict[str, int]()
     for stage in program.stages:
         for each in (*stage.stored, *stage.reductions):
             if each not in stores:
