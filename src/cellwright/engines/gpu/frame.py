@@ -28,6 +28,9 @@ ARITHMETIC = {
 }
 """The dtype of tensors -> the dtype in which everything is computed and summed."""
 
+WORKING = ("carry.", "temporary.")
+"""What the slots of working memory begin with; it holds numbers as they are computed."""
+
 POSITIONS = {
     Index.NONE: "row",
     Index.TIME: "now",
@@ -102,11 +105,10 @@ class Frame:
         return self.slots[name]
 
     def slot_dtype(self, array: Array) -> torch.dtype:
-        """The dtype of an array: working memory holds what is computed, as it is."""
+        """The dtype of an array."""
         if array.boolean:
             return torch.uint8
-        working = array.slot.startswith(("carry.", "temporary."))
-        return self.arithmetic if working else self.dtype
+        return self.arithmetic if array.slot.startswith(WORKING) else self.dtype
 
     def rows(self, array: Array) -> str:
         """Where the rows of an array begin, with its offset."""
@@ -201,12 +203,12 @@ class Frame:
             mark: what its names begin with.
         """
         mark += "down_" if down else ""
-        local = f"{mark}{'local_' if self.heads > 1 else ''}{size}"
+        local = f"{mark}{'local' if self.heads > 1 else 'unit'}_{size}"
         first = f"({start} + tl.arange(0, {extent}))" if start else f"tl.arange(0, {extent})"
         lines = [f"{local} = {first}{'[:, None]' if down else '[None, :]'}"]
         units, inside, own = local, "", self.per_head(size)
         if self.heads > 1:
-            units = f"{mark}{size}"
+            units = f"{mark}unit_{size}"
             lines.append(f"{units} = head * {own} + {local}")
         if own % extent:
             inside = f"in_{mark}{size}"

@@ -107,7 +107,7 @@ class Steps(Loop):
     def __init__(
         self, signature: Signature, program: Program, dtype: torch.dtype, *, interpreted: bool
     ):
-        program = steps.with_temporaries(program)
+        program = steps.with_temporaries(program, dtype)
         super().__init__(signature, program, dtype, interpreted=interpreted)
         self.text, self.launches = steps.emit(program, dtype, self.heads, interpreted=interpreted)
 

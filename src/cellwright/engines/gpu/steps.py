@@ -21,7 +21,7 @@ import torch
 
 from cellwright.engines.cpu.arrays import Array, Kind, Sources
 from cellwright.engines.cpu.program import Program
-from cellwright.engines.gpu.frame import Axis, Frame, padded
+from cellwright.engines.gpu.frame import ARITHMETIC, WORKING, Axis, Frame, padded
 from cellwright.engines.gpu.text import Text, kernel, module
 from cellwright.engines.gpu.values import Values, absorbed
 from cellwright.ir import ONE, TABLE, Node
@@ -63,17 +63,33 @@ class Launch:
     heads: int
 
 
-def with_temporaries(program: Program) -> Program:
-    """The program with a place in memory for every value that a later stage reads."""
+def with_temporaries(program: Program, dtype: torch.dtype) -> Program:
+    """The program with a place in memory for every value that a later stage reads.
+
+    A value that lies there rounded has another place, as it was computed, unless all that reads
+    it are products, which would round it themselves.
+    """
     stores, temporaries = dict(program.stores), dict[str, int]()
+    narrow = ARITHMETIC[dtype] != dtype
+    read = {
+        source
+        for stage in program.stages
+        for each in stage.nodes
+        if TABLE[each.op].kind != "product"
+        for source in each.inputs
+    }
     for stage in program.stages:
         for each in (*stage.stored, *stage.reductions):
-            if each not in stores:
-                name = f"temporary.{len(temporaries)}"
-                kind = Kind.ROW if each.size == ONE else Kind.ROWS
-                temporaries[name] = program.sizes[each.size]
-                boolean = each.vector.boolean
-                stores[each] = [Array(name, kind, stride=temporaries[name], boolean=boolean)]
+            rounded = narrow and each in read and not each.vector.boolean
+            known = stores.get(each, [])
+            if any(_is_working(array) or not rounded for array in known):
+                continue
+            name = f"temporary.{len(temporaries)}"
+            kind = Kind.ROW if each.size == ONE else Kind.ROWS
+            temporaries[name] = program.sizes[each.size]
+            boolean = each.vector.boolean
+            array = Array(name, kind, stride=temporaries[name], boolean=boolean)
+            stores[each] = [array, *known]
     return replace(program, stores=stores, temporaries=temporaries)
 
 
@@ -112,8 +128,11 @@ def _rows_first(nodes: Iterable[Node]) -> list[Node]:
 
 def _nearest(arrays: list[Array]) -> Array:
     """Where a value is read from: working memory holds it as it was computed."""
-    working = [a for a in arrays if a.slot.startswith(("carry.", "temporary."))]
-    return (working or arrays)[0]
+    return next(filter(_is_working, arrays), arrays[0])
+
+
+def _is_working(array: Array) -> bool:
+    return array.slot.startswith(WORKING)
 
 
 def _with_places(body: Text) -> Text:

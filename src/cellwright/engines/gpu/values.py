@@ -90,6 +90,7 @@ class Values:
         self.functions = functions
         self.known: dict[Node, str] = {}
         self.shapes: dict[Node, tuple[bool, bool]] = {}  # whether it has rows, and units
+        self.zeroed: set[Node] = set()  # loaded, with zeros where there are no units
         self.sums: Mapping[Node, tuple[Node, Node]] = {}
 
     def value(self, root: Node) -> str:
@@ -128,8 +129,8 @@ class Values:
     def clean(self, each: Node) -> str:
         """A whole value with zeros where there are no units."""
         name = self.whole(each)
-        if each in self.here and self.here[each].kind is Kind.ROWS:
-            return name  # loaded with zeros
+        if each in self.zeroed:
+            return name
         inside = self.axes[each.size].inside if each.size != ONE else ""
         return f"tl.where({inside}, {name}, 0.0)" if inside else name
 
@@ -150,6 +151,8 @@ class Values:
             array = self.here[each]
             axis = None if each.size == ONE else self.axes[each.size]
             name = self.text.let(self.frame.load(array, axis))
+            if array.kind is Kind.ROWS:
+                self.zeroed.add(each)
             rows = array.kind in (Kind.ROWS, Kind.ROW)
             self.give(each, name, (rows, array.kind in (Kind.ROWS, Kind.UNITS)))
         elif each.op == "constant":
