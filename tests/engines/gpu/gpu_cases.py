@@ -53,9 +53,7 @@ def by_engine(engine, call, cotangents=None):
     """Results and gradients by name, and the gradients that arrived."""
     result = engine.forward(call, keep=True)
     if cotangents is None:
-        cotangents = moved_cotangents(
-            draw_cotangents(on_cpu(result)), call.x.dtype, call.x.device
-        )
+        cotangents = moved_cotangents(draw_cotangents(on_cpu(result)), call.x.dtype, call.x.device)
     found = engine.backward(call, result.kept, cotangents, need_x=True)
     gradients = gradients_of(found.x, found.states, found.weights, call)
     return results_of(result, call), gradients, cotangents

@@ -69,7 +69,9 @@ def test_states_are_not_rounded_between_steps(form):
 
     call = moved(make_call(sum_of_inputs, StepOptions(), Shape(64, 1, 1, 1)), torch.bfloat16)
     call.weights[0].fill_(1.0)
-    call = replace(call, x=torch.full_like(call.x, 2.0**-10), states=[torch.ones_like(call.states[0])])
+    call = replace(
+        call, x=torch.full_like(call.x, 2.0**-10), states=[torch.ones_like(call.states[0])]
+    )
     result = GpuEngine(form).forward(call, keep=False)
     assert result.states[0].item() == 1.0 + 2.0**-4
 

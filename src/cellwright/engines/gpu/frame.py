@@ -51,6 +51,13 @@ def padded(units: int) -> int:
     return max(LEAST, 1 << (units - 1).bit_length())
 
 
+def slot_dtype(array: Array, dtype: torch.dtype) -> torch.dtype:
+    """The dtype of an array, for tensors of ``dtype``."""
+    if array.boolean:
+        return torch.uint8
+    return ARITHMETIC[dtype] if array.slot.startswith(WORKING) else dtype
+
+
 @dataclass(frozen=True)
 class Axis:
     """Units along one axis of a tile, as names in the kernel.
@@ -104,12 +111,6 @@ class Frame:
             self.slots[name] = plain
         return self.slots[name]
 
-    def slot_dtype(self, array: Array) -> torch.dtype:
-        """The dtype of an array."""
-        if array.boolean:
-            return torch.uint8
-        return self.arithmetic if array.slot.startswith(WORKING) else self.dtype
-
     def rows(self, array: Array) -> str:
         """Where the rows of an array begin, with its offset."""
         place = POSITIONS[array.index]
@@ -149,7 +150,7 @@ class Frame:
     def store(self, array: Array, axis: Axis | None, value: str) -> str:
         """The text that stores a tile."""
         units, mask = ("", "in_rows") if axis is None else (f" + {axis.units}", axis.mask)
-        dtype = self.slot_dtype(array)
+        dtype = slot_dtype(array, self.dtype)
         if array.boolean:
             value = f"{value}.to(tl.uint8)"
         elif dtype == torch.bfloat16:

@@ -22,4 +22,4 @@ def bf16(x):
     x = x.to(tl.float32)
     bits = x.to(tl.int32, bitcast=True)
     bits = (bits + 32767 + ((bits >> 16) & 1)) & -65536
-    return tl.where(x == x, bits.to(tl.float32, bitcast=True), x)
+    return tl.where(x == x, bits.to(tl.float32, bitcast=True), float("nan"))

@@ -16,7 +16,7 @@ from cellwright.engines.cpu import programs as planned
 from cellwright.engines.cpu.program import Program
 from cellwright.engines.gpu import load, programs, resident, steps
 from cellwright.engines.gpu.form import RESIDENT
-from cellwright.engines.gpu.frame import ARITHMETIC, LEAST, Frame, padded
+from cellwright.engines.gpu.frame import LEAST, Frame, padded, slot_dtype
 from cellwright.engines.protocol import Call
 from cellwright.engines.signature import Signature, parse
 
@@ -115,13 +115,10 @@ class Steps(Loop):
         self, arrays: Mapping[str, Tensor], rows: int, count: int, first: int, stride: int
     ) -> int:
         like = next(iter(arrays.values()))
-        booleans = {a.slot for a in self.program.arrays() if a.boolean}
         working = {
-            slot: like.new_empty(
-                (rows, units),
-                dtype=torch.uint8 if slot in booleans else ARITHMETIC[self.dtype],
-            )
-            for slot, units in self.program.temporaries.items()
+            array.slot: like.new_empty((rows, array.stride), dtype=slot_dtype(array, self.dtype))
+            for array in self.program.arrays()
+            if array.slot in self.program.temporaries
         }
         given = [
             [_plain(working[s] if s in working else arrays[s]) for s in each.slots]
