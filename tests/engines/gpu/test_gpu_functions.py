@@ -14,6 +14,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cellwright.engines.gpu import load, text
+from cellwright.engines.gpu.values import OPERATIONS, SAME
+from cellwright.ir import TABLE
 
 ULPS = 3.0
 FUNCTIONS = [name for name in EXACT if name != "sqrt"]  # Triton's own
@@ -92,3 +94,9 @@ def test_rounding_to_bfloat16_is_torchs():
     y = torch.empty(x.shape, dtype=torch.bfloat16)
     run[1,](x, y, BLOCK=1 << 16, PRECISION="")
     torch.testing.assert_close(y, x.bfloat16(), rtol=0, atol=0, equal_nan=True)
+
+
+def test_every_operator_is_known():
+    """What is neither a leaf, nor a product or a sum, has its text in Triton."""
+    known = {*OPERATIONS, *SAME, "sqrt"}
+    assert known == {name for name, row in TABLE.items() if row.kind == "pointwise"}

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 from cellwright.engines.cpu.arrays import Array, Kind
 from cellwright.engines.gpu.frame import Axis, Frame
 from cellwright.engines.gpu.text import Text
+from cellwright.errors import EngineError
 from cellwright.ir import ONE, TABLE, Node
 
 INFIX: Mapping[str, str] = {
@@ -39,8 +40,13 @@ CALLS: Mapping[str, str] = {
 }
 """Operations on tiles only; the functions are those of ``elementary``."""
 
-SQRT = {"tl.float32": "tl.sqrt_rn({})", "tl.float64": "tl.sqrt({})"}
+SQRT = {
+    ("sqrt", "tl.float32"): "tl.sqrt_rn({})",
+    ("sqrt", "tl.float64"): "tl.sqrt({})",
+}
 """Rounded correctly: in float32 the plain one is an approximation on a GPU."""
+
+OPERATIONS = {**INFIX, **CALLS}
 
 SAME = ("clip_gradient", "expand")
 """Operations whose value is their operand's; a number a row meets units by broadcasting."""
@@ -175,7 +181,9 @@ class Values:
             repr(source.attribute("value")) if number and inline else self.value(source)
             for source, number in zip(each.inputs, numbers, strict=True)
         ]
-        template = SQRT[self.frame.acc] if each.op == "sqrt" else {**INFIX, **CALLS}[each.op]
+        template = OPERATIONS.get(each.op) or SQRT.get((each.op, self.frame.acc))
+        if template is None:
+            raise EngineError(f"the gpu engine does not know the operator {each.op!r}")
         called = template.partition("(")[0]
         if called and "{" not in called and "." not in called:
             self.functions.add(called)
