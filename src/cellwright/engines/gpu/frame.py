@@ -119,32 +119,34 @@ class Frame:
 
     def load(self, array: Array, axis: Axis | None) -> str:
         """The text that loads a tile; ``axis`` is None for a single number a row."""
+        return self.converted(array, self.fetch(array, axis))
+
+    def converted(self, array: Array, fetched: str) -> str:
+        """What was fetched as it is computed with."""
+        return f"{fetched} != 0" if array.boolean else f"{fetched}.to({self.acc})"
+
+    def fetch(self, array: Array, axis: Axis | None) -> str:
+        """The text that loads a tile as it lies in memory."""
+        slot = self.slot(array.slot)
         if array.kind is Kind.UNIT:
-            text = f"tl.load({self.slot(array.slot)} + tl.full([1, 1], {array.offset}, tl.int32))"
-        elif array.kind is Kind.UNITS:
+            return f"tl.load({slot} + tl.full([1, 1], {array.offset}, tl.int32))"
+        if array.kind is Kind.UNITS:
             assert axis is not None
             place = f"{array.offset} + {axis.units}" if array.offset else axis.units
             mask = f", mask={axis.inside}, other=0" if axis.inside else ""
-            text = f"tl.load({self.slot(array.slot)} + {place}{mask})"
-        else:
-            units, mask = ("", "in_rows") if axis is None else (f" + {axis.units}", axis.mask)
-            if array.kind is Kind.ROW:
-                units, mask = "", "in_rows"
-            if array.index is Index.BEFORE:
-                return self._load_before(array, units, mask)
-            place = f"{self.slot(array.slot)} + {self.rows(array)}{units}"
-            text = f"tl.load({place}, mask={mask}, other=0)"
-        return f"{text} != 0" if array.boolean else f"{text}.to({self.acc})"
-
-    def _load_before(self, array: Array, units: str, mask: str) -> str:
-        """A state before the step: the one after the step before, or the initial one."""
+            return f"tl.load({slot} + {place}{mask})"
+        units, mask = "", "in_rows"
+        if axis is not None and array.kind is Kind.ROWS:
+            units, mask = f" + {axis.units}", axis.mask
+        if array.index is not Index.BEFORE:
+            return f"tl.load({slot} + {self.rows(array)}{units}, mask={mask}, other=0)"
+        # A state before the step: the one after the step before, or the initial one.
         stride = "" if array.stride == 1 else f" * {array.stride}"
         initial = f"{self.slot(array.initial)} + row{stride}{units}"
-        earlier = f"{self.slot(array.slot)} + {self.rows(array)}{units}"
+        earlier = f"{slot} + {self.rows(array)}{units}"
         return (
-            f"tl.where(is_first, tl.load({initial}, mask={mask} & is_first, other=0)"
-            f".to({self.acc}), tl.load({earlier}, mask={mask} & is_later, other=0)"
-            f".to({self.acc}))"
+            f"tl.where(is_first, tl.load({initial}, mask={mask} & is_first, other=0), "
+            f"tl.load({earlier}, mask={mask} & is_later, other=0))"
         )
 
     def store(self, array: Array, axis: Axis | None, value: str) -> str:

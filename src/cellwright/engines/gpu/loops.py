@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from functools import cached_property, lru_cache
 from typing import Any
@@ -167,28 +167,35 @@ class Loops:
         kind = Resident if self.form == RESIDENT else Steps
         return kind(self.signature, program, self.dtype, interpreted=self.interpreted)
 
+    def _keep(self, key: tuple[str, bool], make: Callable[[], Any]) -> Any:
+        with self._lock:
+            if key not in self._made:
+                self._made[key] = make()
+            return self._made[key]
+
     def inputs(self, *, keep: bool) -> Program | None:
         """What is hoisted, for all steps at once."""
-        return planned.forward(self.signature, keep=keep).inputs
+        found: Program | None = self._keep(
+            ("inputs", keep), lambda: planned.forward(self.signature, keep=keep).inputs
+        )
+        return found
 
     def forward(self, *, keep: bool) -> Loop:
         """The forward loop; ``keep`` what the backward pass reads."""
-        with self._lock:
-            key = ("forward", keep)
-            if key not in self._made:
-                self._made[key] = self._loop(programs.forward(self.signature, keep=keep))
-            found: Loop = self._made[key]
-            return found
+        found: Loop = self._keep(
+            ("forward", keep), lambda: self._loop(programs.forward(self.signature, keep=keep))
+        )
+        return found
 
     def backward(self, *, need_x: bool) -> tuple[planned.Backward, Loop]:
         """The backward programs, and their loop."""
-        with self._lock:
-            key = ("backward", need_x)
-            if key not in self._made:
-                made = planned.backward(self.signature, need_x=need_x)
-                self._made[key] = made, self._loop(made.loop)
-            found: tuple[planned.Backward, Loop] = self._made[key]
-            return found
+
+        def make() -> tuple[planned.Backward, Loop]:
+            made = planned.backward(self.signature, need_x=need_x)
+            return made, self._loop(made.loop)
+
+        found: tuple[planned.Backward, Loop] = self._keep(("backward", need_x), make)
+        return found
 
 
 @lru_cache(maxsize=256)

@@ -4,8 +4,10 @@ The kernel that is emitted, in pseudo-code, for each block of rows (and each hea
 not meet):
 
     load masks, vectors and matrices; load the states before the first step
+    load what the first step reads: what was hoisted, or saved
     for each step, in the order of the loop:
-        load what was hoisted, or saved; compute the stages; store
+        load what the next step reads, so that nobody waits for it
+        compute the stages; store
         the states are those after the step
     store the states
 
@@ -15,6 +17,7 @@ is simply a name.
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 
 from cellwright.engines.cpu.arrays import Index, Sources
@@ -27,6 +30,9 @@ NUMBERS = ("rows", "steps", "first", "stride")
 """Rows of the batch, steps; the first step that is taken, and 1 or -1 from one to the next."""
 
 ENTRY = "walk"
+
+_AHEAD = re.compile(r"\b(now|before|in_rows|is_first|is_later)\b")
+"""Names that speak of a step; with "next_" before them, of the next."""
 
 
 def emit(frame: Frame, *, interpreted: bool) -> str:
@@ -67,9 +73,19 @@ class _Walk:
                 self.values.value(node)
         self._matrices()
         names = self._load_states()
+        text.line("next_now = first.to(tl.int64) * rows + row")
+        text.line("next_in_rows = in_rows")
+        self._look_back("steps == 1")
+        ahead = self._fetch({})
         with text.block("for i in range(steps):"):
-            text.line("t = (first + i * stride).to(tl.int64)")
-            text.line("now = t * rows + row")
+            text.line("now = next_now")
+            for node, name in ahead.items():
+                array = self.program.sources[node]
+                self.values.give_loaded(node, text.let(self.frame.converted(array, name)))
+            text.line("next_now = now + stride * rows")
+            text.line("next_in_rows = in_rows & (i + 1 < steps)")
+            self._look_back("i + 2 == steps")
+            self._fetch(ahead)
             self._step(names)
         for name, (node, array) in zip(names, self.carried, strict=True):
             text.line(self.frame.store(array, self.axes[node.size], name))
@@ -115,12 +131,25 @@ class _Walk:
                 self.values.give(leaves[array.slot], names[-1])
         return names
 
+    def _look_back(self, is_first: str) -> None:
+        """Whether there is a step before the next, and where it lies."""
+        if any(array.index is Index.BEFORE for array in self.program.sources.values()):
+            self.text.line(f"next_is_first = {is_first}")
+            self.text.line("next_is_later = next_is_first == 0")
+            self.text.line("next_before = next_now + stride * rows")
+
+    def _fetch(self, names: dict[Node, str]) -> dict[Node, str]:
+        """Load what the next step reads, under these names or new ones."""
+        for node, array in self.program.sources.items():
+            if array.index in (Index.TIME, Index.BEFORE):
+                axis = None if node.size == ONE else self.axes[node.size]
+                fetched = _AHEAD.sub(r"next_\1", self.frame.fetch(array, axis))
+                names.setdefault(node, f"ahead{len(names)}")
+                self.text.line(f"{names[node]} = {fetched}")
+        return names
+
     def _step(self, names: list[str]) -> None:
         text, frame = self.text, self.frame
-        if any(array.index is Index.BEFORE for array in self.program.sources.values()):
-            text.line("is_first = i == steps - 1")
-            text.line("is_later = i != steps - 1")
-            text.line("before = now + stride * rows")
         for node, arrays in self.program.stores.items():
             for array in arrays:
                 if array.index is not Index.ODD:

@@ -123,6 +123,14 @@ class Values:
         """Let a value be known by a name."""
         self.known[each], self.shapes[each] = name, shape
 
+    def give_loaded(self, each: Node, name: str) -> None:
+        """Let a value that was loaded be known by a name."""
+        kind = self.here[each].kind
+        if kind is Kind.ROWS:
+            self.zeroed.add(each)
+        shape = kind in (Kind.ROWS, Kind.ROW), kind in (Kind.ROWS, Kind.UNITS)
+        self.give(each, name, shape)
+
     def whole(self, each: Node, size: str | None = None) -> str:
         """The name of a value with all of its rows, and the units of ``size`` (or its own)."""
         size = size or each.size
@@ -156,11 +164,7 @@ class Values:
         if each in self.here:
             array = self.here[each]
             axis = None if each.size == ONE else self.axes[each.size]
-            name = self.text.let(self.frame.load(array, axis))
-            if array.kind is Kind.ROWS:
-                self.zeroed.add(each)
-            rows = array.kind in (Kind.ROWS, Kind.ROW)
-            self.give(each, name, (rows, array.kind in (Kind.ROWS, Kind.UNITS)))
+            self.give_loaded(each, self.text.let(self.frame.load(array, axis)))
         elif each.op == "constant":
             self.give(each, self.text.let(self.number(each.attribute("value"))), (False, False))
         elif each.op == "reciprocal_size":
