@@ -82,11 +82,6 @@ asked_for = _wanted.get
 """The name of the engine that the surrounding block asks for; None outside of such blocks."""
 
 
-def asked_for() -> str | None:
-    """Name of the engine that the surrounding block asks for."""
-    return _wanted.get()
-
-
 def choose(signature: Signature, device: torch.device, dtype: torch.dtype) -> Choice:
     """The engine that will run a recurrence on tensors of that device and dtype."""
     wanted = _wanted.get()

@@ -5,6 +5,7 @@ import torch
 from engines.cases import CATALOGUE, Shape, make_call, options_for
 from engines.gpu.gpu_cases import FORMS, compare, moved
 
+import cellwright as cw
 from cellwright.plan import StepOptions
 
 pytestmark = pytest.mark.skipif(
@@ -44,9 +45,22 @@ def test_large_sizes(hidden, dtype):
 
 def test_inside_a_graph_of_cuda():
     """Nothing waits for the device, and no memory is taken from outside the graph's."""
-    import cellwright as cw
-
     layer = cw.nn.Recurrent("lstm", 32, 64, device="cuda")
     x = torch.randn(20, 8, 32, device="cuda")
-    graphed = torch.cuda.make_graphed_callables(layer.__class__.forward.__get__(layer), (x,))
-    torch.testing.assert_close(graphed(x)[0], layer(x)[0])
+
+    def train():
+        y, _ = layer(x)
+        return y, *torch.autograd.grad(y.sum(), list(layer.parameters()))
+
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        train()
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        found = train()
+    x.normal_()
+    graph.replay()
+    for own, expected in zip(found, train(), strict=True):
+        assert torch.equal(own, expected)

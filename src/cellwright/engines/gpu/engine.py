@@ -92,7 +92,7 @@ class GpuEngine:
         self,
         signatures: Sequence[Signature],
         weights: Sequence[Sequence[Tensor]],
-        rows: int,
+        lead: Sequence[int],
         sizes: Sequence[int],
     ) -> None:
         """None: a step is an ordinary call."""
