@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import os
 from collections.abc import Sequence
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -22,6 +23,11 @@ from cellwright.ir import Node
 
 INTERPRET = "CELLWRIGHT_INTERPRET"
 """Environment variable: "1" lets Triton's interpreter run kernels on a CPU, to test them."""
+
+
+@lru_cache(maxsize=1)
+def _has_triton() -> bool:
+    return importlib.util.find_spec("triton") is not None
 
 
 class GpuEngine:
@@ -45,7 +51,7 @@ class GpuEngine:
         self, signature: Signature, device: torch.device, dtype: torch.dtype
     ) -> str | None:
         """Why it cannot run the signature; None if it can."""
-        if importlib.util.find_spec("triton") is None:
+        if not _has_triton():
             return "triton is not installed"
         if device.type == "cpu":
             if os.environ.get(INTERPRET) != "1" or choice.asked_for() != self.name:

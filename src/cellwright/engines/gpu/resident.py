@@ -140,8 +140,10 @@ class _Walk:
 
     def _fetch(self, names: dict[Node, str]) -> dict[Node, str]:
         """Load what the next step reads, under these names or new ones."""
+        written = {array.slot for arrays in self.program.stores.values() for array in arrays}
         for node, array in self.program.sources.items():
             if array.index in (Index.TIME, Index.BEFORE):
+                assert array.slot not in written, f"{array.slot} is read ahead of being written"
                 axis = None if node.size == ONE else self.axes[node.size]
                 fetched = _AHEAD.sub(r"next_\1", self.frame.fetch(array, axis))
                 names.setdefault(node, f"ahead{len(names)}")
