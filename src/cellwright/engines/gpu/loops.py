@@ -16,12 +16,10 @@ from cellwright.engines.cpu import programs as planned
 from cellwright.engines.cpu.program import Program
 from cellwright.engines.gpu import load, programs, resident, steps
 from cellwright.engines.gpu.form import RESIDENT
-from cellwright.engines.gpu.frame import LEAST, Frame, padded, slot_dtype
+from cellwright.engines.gpu.frame import LEAST, Frame, slot_dtype
+from cellwright.engines.gpu.regroup import with_temporaries
 from cellwright.engines.protocol import Call
 from cellwright.engines.signature import Signature, parse
-
-MOST_ROWS = 64
-"""Rows of the largest tile in the form of one launch a step."""
 
 RESIDENT_WARPS = 8
 """Warps of a program that holds weights: with 4, registers do not suffice for float32."""
@@ -107,7 +105,7 @@ class Steps(Loop):
     def __init__(
         self, signature: Signature, program: Program, dtype: torch.dtype, *, interpreted: bool
     ):
-        program = steps.with_temporaries(program, dtype)
+        program = with_temporaries(program, dtype)
         super().__init__(signature, program, dtype, interpreted=interpreted)
         self.text, self.launches = steps.emit(program, dtype, self.heads, interpreted=interpreted)
 
@@ -124,15 +122,16 @@ class Steps(Loop):
             [_plain(working[s] if s in working else arrays[s]) for s in each.slots]
             for each in self.launches
         ]
-        block = min(MOST_ROWS, padded(rows))
+        launched = []
+        for each, tensors in zip(self.launches, given, strict=True):
+            block = each.rows(rows)
+            grid = (-(-rows // block), each.blocks, each.heads)
+            launched.append((getattr(self.module, each.name)[grid], tensors, block))
+        how = precision(self.dtype)
         for i in range(count):
-            begins = int(i == count - 1)
-            for each, tensors in zip(self.launches, given, strict=True):
-                grid = (-(-rows // block), each.blocks, each.heads)
-                getattr(self.module, each.name)[grid](
-                    *tensors, rows, first + i * stride, stride, i & 1, begins,
-                    BLOCK=block, PRECISION=precision(self.dtype),
-                )  # fmt: skip
+            numbers = (rows, first + i * stride, stride, i & 1, int(i == count - 1))
+            for run, tensors, block in launched:
+                run(*tensors, *numbers, BLOCK=block, PRECISION=how)
         return count & 1
 
 

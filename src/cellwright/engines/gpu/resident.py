@@ -23,8 +23,8 @@ from dataclasses import replace
 from cellwright.engines.cpu.arrays import Index, Sources
 from cellwright.engines.gpu.frame import Axis, Frame, padded
 from cellwright.engines.gpu.text import Text, kernel, module
-from cellwright.engines.gpu.values import Values, absorbed
-from cellwright.ir import ONE, TABLE, Matrix, Node, topological
+from cellwright.engines.gpu.values import Values, absorbed, sizes_of
+from cellwright.ir import ONE, TABLE, Node
 
 NUMBERS = ("rows", "steps", "first", "stride")
 """Rows of the batch, steps; the first step that is taken, and 1 or -1 from one to the next."""
@@ -91,12 +91,7 @@ class _Walk:
             text.line(self.frame.store(array, self.axes[node.size], name))
 
     def _axes(self) -> None:
-        sizes = dict.fromkeys(
-            each.size
-            for root in (*self.program.stores, *self.program.sources)
-            for each in topological([root])
-            if not isinstance(each.type, Matrix) and each.size != ONE
-        )
+        sizes = sizes_of([*self.program.stores, *self.program.sources])
         operands = {p.inputs[1].size for p in self.nodes if TABLE[p.op].kind == "product"}
         for size in sizes:
             extent = padded(self.frame.per_head(size))
@@ -198,9 +193,6 @@ class _Resident(Values):
             self.give(each, self._product(product, self.whole(other, each.size)))
         elif TABLE[each.op].kind == "product":
             self.give(each, self._product(each, None))
-        elif TABLE[each.op].kind == "reduction":
-            (operand,) = each.inputs
-            self.give(each, self.total(each, self.clean(operand)), (True, False))
         else:
             super()._apply(each)
 

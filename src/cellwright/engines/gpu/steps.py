@@ -1,10 +1,12 @@
 """The form of one launch a step and stage: programs share the rows and the units out.
 
-Of each stage, as far as it has work of the kind:
+Stages without products that follow each other, if they have sums over units, are one launch:
 
-    rows: for each block of rows
-        sum over the units of values from earlier stages; compute what is one number a row; store
-    units of a size: for each block of rows and of units (and each head, where heads do not meet)
+    for each block of rows: all units, in the way of the resident form; store
+
+Every other stage is one for each size of its values:
+
+    for each block of rows and of units (and each head, where heads do not meet)
         products, block by block of the operand's units, all that read the same operand together
         the equations on the sums; store
 
@@ -14,16 +16,17 @@ stages and steps.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 
 import torch
 
-from cellwright.engines.cpu.arrays import Array, Kind, Sources
+from cellwright.engines.cpu.arrays import Sources
 from cellwright.engines.cpu.program import Program
-from cellwright.engines.gpu.frame import ARITHMETIC, WORKING, Axis, Frame, padded
+from cellwright.engines.gpu.frame import Axis, Frame, padded
+from cellwright.engines.gpu.regroup import nearest
 from cellwright.engines.gpu.text import Text, kernel, module
-from cellwright.engines.gpu.values import Values, absorbed
+from cellwright.engines.gpu.values import Values, absorbed, sizes_of
 from cellwright.ir import ONE, TABLE, Node
 from cellwright.plan import Stage
 
@@ -33,6 +36,9 @@ states; whether there is no step before in the forward pass."""
 
 WIDTH, DEPTH = 32, 64
 """Units that a program computes, and units of an operand that it reads at a time."""
+
+MOST_ROWS, WHOLE_ROWS, WHOLE = 64, 16, 2048
+"""Rows of the largest tile with products; rows and numbers of the largest tile with all units."""
 
 _PLACES = (
     ("row", "tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)[:, None]"),
@@ -55,42 +61,18 @@ class Launch:
         slots: its arrays.
         blocks: of units, in one head.
         heads: how many.
+        most_rows: of a tile.
     """
 
     name: str
     slots: tuple[str, ...]
     blocks: int
     heads: int
+    most_rows: int
 
-
-def with_temporaries(program: Program, dtype: torch.dtype) -> Program:
-    """The program with a place in memory for every value that a later stage reads.
-
-    A value that lies there rounded has another place, as it was computed, unless all that reads
-    it are products, which would round it themselves.
-    """
-    stores, temporaries = dict(program.stores), dict[str, int]()
-    narrow = ARITHMETIC[dtype] != dtype
-    read = {
-        source
-        for stage in program.stages
-        for each in stage.nodes
-        if TABLE[each.op].kind != "product"
-        for source in each.inputs
-    }
-    for stage in program.stages:
-        for each in (*stage.stored, *stage.reductions):
-            rounded = narrow and each in read and not each.vector.boolean
-            known = stores.get(each, [])
-            if any(_is_working(array) or not rounded for array in known):
-                continue
-            name = f"temporary.{len(temporaries)}"
-            kind = Kind.ROW if each.size == ONE else Kind.ROWS
-            temporaries[name] = program.sizes[each.size]
-            boolean = each.vector.boolean
-            array = Array(name, kind, stride=temporaries[name], boolean=boolean)
-            stores[each] = [array, *known]
-    return replace(program, stores=stores, temporaries=temporaries)
+    def rows(self, batch: int) -> int:
+        """Rows of a tile for a batch."""
+        return min(self.most_rows, padded(batch))
 
 
 def emit(
@@ -101,38 +83,23 @@ def emit(
     kernels, launches = [], []
     here: Sources = dict(program.sources)
     for index, stage in enumerate(program.stages):
-        summed = {each: program.stores[each][0] for each in stage.reductions}
-        wanted = [n for n in stage.nodes if n in program.stores and n not in summed]
-        for size in dict.fromkeys([ONE] * bool(summed) + [n.size for n in _rows_first(wanted)]):
+        wanted = [n for n in stage.nodes if n in program.stores]
+        sizes = [ONE] if stage.reductions else list(dict.fromkeys(n.size for n in wanted))
+        for size in sizes:
             frame, body = Frame(program, dtype, heads), Text()
             writer = _Stage(body, frame, stage, here, functions)
-            roots = [n for n in wanted if n.size == size]
+            name, blocks, most = f"stage{index}_{size}", 1, MOST_ROWS
             if size == ONE:
-                writer.rows(roots)
+                roots = wanted if stage.reductions else [n for n in wanted if n.size == ONE]
+                name, most = f"stage{index}_rows", writer.rows(roots)
             else:
-                writer.units(size, roots)
-            name = f"stage{index}_{'rows' if size == ONE else size}"
-            blocks = 1 if size == ONE else -(-frame.per_head(size) // writer.width(size))
+                blocks = -(-frame.per_head(size) // writer.width(size))
+                writer.units(size, [n for n in wanted if n.size == size])
             kernels.append(kernel(name, frame.slots.values(), NUMBERS, _with_places(body)))
-            slots = tuple(frame.slots)
-            launches.append(Launch(name, slots, blocks, 1 if size == ONE else heads))
-            if size == ONE:
-                here = {**here, **summed}
-        here |= {n: _nearest(program.stores[n]) for n in wanted}
+            shared = 1 if size == ONE else heads
+            launches.append(Launch(name, tuple(frame.slots), blocks, shared, most))
+        here |= {n: nearest(program.stores[n]) for n in wanted}
     return module(kernels, functions, interpreted=interpreted), launches
-
-
-def _rows_first(nodes: Iterable[Node]) -> list[Node]:
-    return sorted(nodes, key=lambda each: each.size != ONE)
-
-
-def _nearest(arrays: list[Array]) -> Array:
-    """Where a value is read from: working memory holds it as it was computed."""
-    return next(filter(_is_working, arrays), arrays[0])
-
-
-def _is_working(array: Array) -> bool:
-    return array.slot.startswith(WORKING)
 
 
 def _with_places(body: Text) -> Text:
@@ -171,31 +138,21 @@ class _Stage:
     def _values(self, axes: dict[str, Axis]) -> Values:
         return Values(self.text, self.frame, axes, self.here, self.functions)
 
-    def _store(self, values: Values, roots: list[Node], axis: Axis | None) -> None:
+    def _store(self, values: Values, roots: list[Node], axes: Mapping[str, Axis]) -> None:
         names = [values.value(each) for each in roots]
         for each, name in zip(roots, names, strict=True):
             for array in self.stores[each]:
-                self.text.line(self.frame.store(array, axis, name))
+                self.text.line(self.frame.store(array, axes.get(each.size), name))
 
-    def rows(self, roots: list[Node]) -> None:
-        """Sums over units, and what is one number a row."""
-        results = self._values({})
-        for each in self.stage.reductions:
-            (operand,) = each.inputs
-            results.give(each, results.total(each, self._added_up(operand)), (True, False))
-        self._store(results, [*self.stage.reductions, *roots], None)
-
-    def _added_up(self, operand: Node) -> str:
-        """A tile with the sums of every block of units."""
-        if operand.size == ONE:
-            return self._values({}).whole(operand)
-        text, frame, size = self.text, self.frame, operand.size
-        width = self.width(size)
-        total = text.let(f"tl.full([BLOCK, {width}], 0.0, {frame.acc})", "total")
-        with text.block(f"for k in range(0, {frame.per_head(size)}, {width}):"):
-            axis = self._lines(frame.axis(size, width, start="k"))
-            text.line(f"{total} = {total} + {self._values({size: axis}).clean(operand)}")
-        return total
+    def rows(self, roots: list[Node]) -> int:
+        """All units of a block of rows; how many rows that may be."""
+        axes, widest = {}, 1
+        for size in sizes_of(roots):
+            width = padded(self.frame.per_head(size))
+            axes[size], widest = self._lines(self.frame.axis(size, width)), max(widest, width)
+        values = self._values(axes)
+        self._store(values, roots, axes)
+        return max(1, min(WHOLE_ROWS, WHOLE // widest))
 
     def units(self, size: str, roots: list[Node]) -> None:
         """Products, and the equations on them."""
@@ -207,7 +164,7 @@ class _Stage:
         values = self._values({size: axis})
         values.sums = absorbed(self.stage.nodes, self.stores)
         self._products(values, roots, axis)
-        self._store(values, roots, axis)
+        self._store(values, roots, {size: axis})
 
     def _products(self, values: Values, roots: list[Node], axis: Axis) -> None:
         """All products below ``roots``, those that read the same operand in one loop."""

@@ -8,7 +8,7 @@ from cellwright.engines.cpu.arrays import Array, Kind
 from cellwright.engines.gpu.frame import Axis, Frame
 from cellwright.engines.gpu.text import Text
 from cellwright.errors import EngineError
-from cellwright.ir import ONE, TABLE, Node
+from cellwright.ir import ONE, TABLE, Matrix, Node, topological
 
 INFIX: Mapping[str, str] = {
     "add": "{} + {}",
@@ -76,6 +76,12 @@ def absorbed(nodes: Iterable[Node], stored: Iterable[Node]) -> dict[Node, tuple[
                 found[each] = (product, other)
                 break
     return found
+
+
+def sizes_of(roots: Iterable[Node]) -> list[str]:
+    """Sizes of the vectors that occur under ``roots``."""
+    vectors = (each for each in topological(roots) if not isinstance(each.type, Matrix))
+    return list(dict.fromkeys(each.size for each in vectors if each.size != ONE))
 
 
 class Values:
@@ -148,13 +154,6 @@ class Values:
         inside = self.axes[each.size].inside if each.size != ONE else ""
         return f"tl.where({inside}, {name}, 0.0)" if inside else name
 
-    def total(self, reduction: Node, tile: str) -> str:
-        """The name of a sum over units, or of their mean."""
-        text = f"tl.reduce({tile}, 1, tl.standard._sum_combine, keep_dims=True)"
-        if reduction.op == "mean":
-            text += f" * {1.0 / self.frame.program.sizes[reduction.inputs[0].size]!r}"
-        return self.text.let(text)
-
     def number(self, value: float) -> str:
         """A tile that holds one number everywhere."""
         shown = repr(value) if abs(value) < float("inf") else f'float("{value}")'
@@ -174,7 +173,18 @@ class Values:
             assert each.inputs, f"{each!r} is read but has no place in memory"
             self._apply(each)
 
+    def _reduce(self, each: Node) -> None:
+        """A sum over units, or their mean; the tile holds all of them."""
+        (operand,) = each.inputs
+        total = f"tl.reduce({self.clean(operand)}, 1, tl.standard._sum_combine, keep_dims=True)"
+        if each.op == "mean":
+            total += f" * {1.0 / self.frame.program.sizes[operand.size]!r}"
+        self.give(each, self.text.let(total), (True, False))
+
     def _apply(self, each: Node) -> None:
+        if TABLE[each.op].kind == "reduction":
+            self._reduce(each)
+            return
         if each.op in SAME:
             (source,) = each.inputs
             self.give(each, self.value(source), self.shapes[source])
