@@ -92,6 +92,12 @@ def test_explain_tells_the_form():
         assert cw.explain(layer, x).form == ""
 
 
+def test_products_of_rounded_numbers_are_told():
+    layer = cw.nn.Recurrent("lstm", 3, 5, precision="bf16")
+    with cw.engine("gpu"):
+        assert "rounded to bfloat16" in cw.explain(layer, torch.zeros(2, 2, 3)).reason
+
+
 def test_a_form_that_is_not_there_is_a_usage_error():
     with pytest.raises(UsageError, match="'resident', 'steps', got 'barrier'"):
         cw.engine("gpu", form="barrier").__enter__()

@@ -69,6 +69,12 @@ class GpuEngine:
             return "@ is a convolution here, which it does not emit"
         return None
 
+    def remark(self, signature: Signature) -> str | None:
+        """How products are computed, where that is not in the tensors' own precision."""
+        if signature.options.precision == "fp32":
+            return None
+        return "products are of numbers rounded to bfloat16"
+
     def way(self, signature: Signature, device: torch.device, dtype: torch.dtype) -> str:
         """The form in which it runs a signature, and why."""
         chosen = self._form(signature, device, dtype)
