@@ -165,7 +165,12 @@ class Outside:
     def sum_up(self, sums: dict[str, tuple[Node, Sources]]) -> None:
         """Add sums over rows and steps to the gradients of vectors."""
         for name, (node, sources) in sums.items():
-            add(self.totals, name, self.value(node, self.environment(sources)).sum(0))
+            if node in sources and not node.vector.boolean:
+                value = self.view(sources[node], self.sizes[node.size])
+                value = value.expand(self.every, -1)
+            else:
+                value = self.value(node, self.environment(sources))
+            add(self.totals, name, value.sum(0, dtype=self.arithmetic))
 
     def gradients(self, outers: Outers) -> list[Tensor]:
         """Gradients of all weights; ``outers`` are those of matrices, with their factors' places.
