@@ -88,7 +88,13 @@ def test_unusual_cells(number, form):
 @both
 @pytest.mark.parametrize(
     "shape",
-    [Shape(1, 1, 1, 1), Shape(3, 17, 2, 16), Shape(2, 1, 3, 33), Shape(2, 3, 70, 2)],
+    [
+        Shape(1, 1, 1, 1),
+        Shape(2, 2, 0, 3),
+        Shape(3, 17, 2, 16),
+        Shape(2, 1, 3, 33),
+        Shape(2, 3, 70, 2),
+    ],
     ids=str,
 )
 @pytest.mark.parametrize("name", ["lstm", "lstm_projection"])

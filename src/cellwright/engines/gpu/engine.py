@@ -75,6 +75,10 @@ class GpuEngine:
             return None
         return "products are of numbers rounded to bfloat16"
 
+    def takes_populations(self, signature: Signature) -> bool:
+        """No: torch.func runs a population as torch operations."""
+        return False
+
     def way(self, signature: Signature, device: torch.device, dtype: torch.dtype) -> str:
         """The form in which it runs a signature, and why."""
         chosen = self._form(signature, device, dtype)

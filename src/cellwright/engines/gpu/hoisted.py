@@ -43,8 +43,8 @@ def _affine(node: Node) -> Affine | None:
 
 
 def _fill_affine(outside: Outside, parts: list[Affine]) -> None:
-    inputs = outside.arrays["inputs"].view(outside.every, outside.width)
-    x = outside.arrays["x"].view(outside.every, -1)
+    inputs = outside.arrays["inputs"].flatten(0, 1)
+    x = outside.arrays["x"].flatten(0, 1)
     column, columns = 0, []
     for matrix, bias in parts:
         place = outside.places[matrix]
@@ -85,7 +85,7 @@ def _transposed(outside: Outside, node: Node, sources: Sources) -> Tensor | None
             return None
         found.append((str(each.inputs[0].attribute("name")), array))
     total: Tensor | None = None
-    gradients = outside.arrays["d_inputs"].view(outside.every, outside.width)
+    gradients = outside.arrays["d_inputs"].flatten(0, 1)
     found.sort(key=lambda each: each[1].offset)
     for part in outside.join([(name, array.offset) for name, array in found]):
         left = gradients[:, part.column : part.column + part.rows]

@@ -89,7 +89,7 @@ class Outside:
         if array.index is Index.BEFORE:
             return self._before(array).flatten(0, 1)
         slot = array.slot.replace("stream_rows.", "stream.")
-        flat = self.arrays[slot].reshape(-1, array.stride)
+        flat = self.arrays[slot].flatten(0, -2)
         flat = flat[:, array.offset : array.offset + units]
         every_step = len(flat) == self.every and not self._is_whole_mask(slot)
         return flat if every_step else flat.repeat(self.steps, 1)
