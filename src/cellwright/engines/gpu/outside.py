@@ -12,9 +12,9 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from cellwright.engines.cpu import once
 from cellwright.engines.cpu.arrays import Array, Index, Kind, Sources
 from cellwright.engines.gpu.frame import ARITHMETIC
-from cellwright.engines.once import Once, Totals, add
 from cellwright.engines.protocol import Call
 from cellwright.engines.reference.algebra import algebra
 from cellwright.engines.reference.evaluate import Evaluator
@@ -67,12 +67,19 @@ class Outside:
             lead = (self.steps, self.batch) if spec.per_step else (self.batch,)
             whole = mask.expand(*lead, self.sizes[spec.size]).contiguous()
             self.arrays[f"stream.{spec.name}"] = whole
-        self.once = Once(call, self.arithmetic)
-        for name, value in self.once.values.items():
-            self.arrays[f"value.{name}"] = value
+        if self.plan.forward.once:
+            values = once.values(call.signature, self._exact_weights())
+            for name, value in zip(self.plan.forward.once, values, strict=True):
+                self.arrays[f"value.{name}"] = value.contiguous()
         like = call.x.new_empty(0, dtype=self.arithmetic)
         self.evaluator = Evaluator(algebra(0), self.sizes, like)
-        self.totals: Totals = {}
+        self.totals: dict[str, Tensor] = {}  # by parameter, or value of parameters alone
+
+    def _exact_weights(self) -> list[Tensor]:
+        return [each.to(self.arithmetic) for each in self.weights]
+
+    def _add(self, name: str, value: Tensor) -> None:
+        self.totals[name] = self.totals[name] + value if name in self.totals else value
 
     def empty(self, slot: str, units: int, dtype: torch.dtype | None = None) -> Tensor:
         """Let a slot be new memory for a value of every step."""
@@ -170,7 +177,7 @@ class Outside:
                 value = value.expand(self.every, -1)
             else:
                 value = self.value(node, self.environment(sources))
-            add(self.totals, name, value.sum(0, dtype=self.arithmetic))
+            self._add(name, value.sum(0, dtype=self.arithmetic))
 
     def gradients(self, outers: Outers) -> list[Tensor]:
         """Gradients of all weights; ``outers`` are those of matrices, with their factors' places.
@@ -188,12 +195,25 @@ class Outside:
                 alike.setdefault(operand, []).append((outer, delta))
         for operand, members in alike.items():
             self._add_joined(found, operand, members)
-        self.once.differentiate(self.totals)
+        self._differentiate_once()
         for name, total in self.totals.items():
             if name in self.places:
                 place = self.places[name]
                 found[place.tensor][place.start : place.stop] += total
         return found
+
+    def _differentiate_once(self) -> None:
+        """Carry the gradients of values of parameters alone on to the parameters."""
+        signature = self.call.signature
+        if not self.plan.forward.once:
+            return
+        given = {
+            name: self.totals.get(name, torch.zeros_like(self.arrays[f"value.{name}"]))
+            for name in once.arriving(signature)
+        }
+        found = once.gradients(signature, self._exact_weights(), given)
+        for name, value in zip(once.parameters(signature), found, strict=True):
+            self._add(name, value)
 
     def _add_joined(
         self, found: list[Tensor], operand: Array, members: list[tuple[Outer, Array]]
