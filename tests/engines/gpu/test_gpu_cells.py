@@ -126,6 +126,25 @@ def test_the_same_numbers_again_and_in_parts_of_a_batch(form):
 
 
 @both
+@pytest.mark.parametrize("save", ["states", "checkpoints"])
+def test_what_is_computed_again_is_the_same(save, form):
+    options = StepOptions(save=save, trace=True)
+    call = make_call(CATALOGUE["gru_v1"], options, Shape(7, 2, 3, 5), reverse=save == "states")
+    compare(call, form)
+
+
+@both
+def test_the_gradients_of_weights_are_left_out(form):
+    engine = GpuEngine(form)
+    call = make_call(CATALOGUE["gru"], StepOptions(), Shape(3, 2, 4, 5))
+    _, gradients, cotangents = by_engine(engine, call)
+    kept = engine.forward(call, keep=True).kept
+    found = engine.backward(call, kept, cotangents, need_x=True, need_weights=False)
+    assert found.weights == []
+    assert torch.equal(found.x, gradients["d x"])
+
+
+@both
 def test_the_gradient_of_x_is_left_out_and_the_others_stay(form):
     engine = GpuEngine(form)
     call = make_call(CATALOGUE["gru"], StepOptions(trace=True), Shape(3, 2, 4, 5))

@@ -10,7 +10,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from cellwright.engines import choice
+from cellwright.engines import choice, segments
 from cellwright.engines.gpu import form as forms
 from cellwright.engines.gpu import hoisted
 from cellwright.engines.gpu.frame import ARITHMETIC
@@ -92,14 +92,32 @@ class GpuEngine:
     def forward(self, call: Call, *, keep: bool) -> Result:
         """Run the forward plan."""
         with torch.no_grad():
+            if keep and call.signature.options.save != "gates":
+                return segments.forward(call, self._kept)
             return self._run(call).forward(keep=keep)
 
     def backward(
-        self, call: Call, kept: Sequence[Tensor], cotangents: Cotangents, *, need_x: bool
+        self,
+        call: Call,
+        kept: Sequence[Tensor],
+        cotangents: Cotangents,
+        *,
+        need_x: bool,
+        need_weights: bool = True,
     ) -> Gradients:
         """Run the backward plan."""
+
+        def gradient(call: Call, kept: Sequence[Tensor], cotangents: Cotangents) -> Gradients:
+            run = self._run(call)
+            return run.backward(kept, cotangents, need_x=need_x, need_weights=need_weights)
+
         with torch.no_grad():
-            return self._run(call).backward(kept, cotangents, need_x=need_x)
+            if call.signature.options.save == "gates":
+                return gradient(call, kept, cotangents)
+            return segments.backward(call, kept, cotangents, self._kept, gradient)
+
+    def _kept(self, call: Call) -> Result:
+        return self._run(call).forward(keep=True)
 
     def _run(self, call: Call) -> _Run:
         return _Run(call, self._form(call.signature, call.x.device, call.x.dtype).name)
@@ -165,7 +183,7 @@ class _Run:
         return Result(output, states, trace, kept)
 
     def backward(
-        self, kept: Sequence[Tensor], cotangents: Cotangents, *, need_x: bool
+        self, kept: Sequence[Tensor], cotangents: Cotangents, *, need_x: bool, need_weights: bool
     ) -> Gradients:
         """The loop from the last step to the first, then what is gathered over all steps."""
         made, loop = self.loops.backward(need_x=need_x)
@@ -189,8 +207,10 @@ class _Run:
                 d_x.zero_()
         if made.inputs is not None:
             hoisted.run(outside, made.inputs)
-        outside.sum_up(made.loop_sums)
-        outside.sum_up(made.input_sums)
-        weights = outside.gradients([*made.loop_outers, *made.input_outers])
+        weights = []
+        if need_weights:
+            outside.sum_up(made.loop_sums)
+            outside.sum_up(made.input_sums)
+            weights = outside.gradients([*made.loop_outers, *made.input_outers])
         states = [each[last].to(self.dtype, copy=True) for each in carried]
         return Gradients(d_x, states, weights)
