@@ -54,6 +54,14 @@ def test_loops_as_llvm_ir_and_assembler(call, form, mark):
     assert "parameter.b.z" in out  # among the arguments
 
 
+def test_loops_as_triton_source(call):
+    out = call("cells", "gru", "--input-size", 3, "--hidden-size", 5, "--triton").out
+    assert out.startswith("# gru, forward loop; form resident")
+    assert "# gru, backward loop; form resident" in out
+    assert out.count("@kernel") == 2
+    assert "at_parameter_U_n" in out
+
+
 def test_loops_depend_on_the_sizes(call):
     arguments = ("cells", "lstm_projection", "--hidden-size", 6, "--llvm")
     half, named, other = (

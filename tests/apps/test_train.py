@@ -249,7 +249,7 @@ def test_tensorboard(call, refused, tmp_path, ts_file, monkeypatch):
         (("train", "mine.ts", "--cell", "no.py:cell"), "no.py"),
         (
             ("train", "mine.ts", "--engine", "warp"),
-            "--engine: expected one of cpu, reference, got 'warp'",
+            "--engine: expected one of cpu, gpu, reference, got 'warp'",
         ),
         (("train", "mine.ts", "--test", "none.ts"), "none.ts: there is no such file"),
         (("train", "mine.ts", "--test-share", 2), "--test-share: expected a number above 0"),

@@ -122,7 +122,9 @@ def test_the_engine_is_the_run_s_own_or_the_one_asked_for(call, refused, run, ts
         for command in (("evaluate", run), ("predict", run, ts_file)):
             call(*command)
             call(*command, "--engine", "reference")
-            refused("--engine: expected one of cpu, reference, got ''", *command, "--engine", "")
+            refused(
+                "--engine: expected one of cpu, gpu, reference, got ''", *command, "--engine", ""
+            )
     finally:
         removed.remove()
     own = json.loads((run / "metrics.json").read_text())["engine"]

@@ -56,7 +56,7 @@ def test_settings_go_to_yaml_and_back(settings):
         ({"cell": ""}, "--cell: expected a name or path.py:cell, got ''"),
         ({"bidirectional": 1}, "--bidirectional: expected true or false, got 1"),
         ({"sizes": {"projection": 0}}, "size projection: expected a whole number, 1 or more"),
-        ({"engine": "warp"}, "--engine: expected one of cpu, reference, got 'warp'"),
+        ({"engine": "warp"}, "--engine: expected one of cpu, gpu, reference, got 'warp'"),
         ({"sizes": 3}, "--size: expected names with numbers, got 3"),
     ],
 )

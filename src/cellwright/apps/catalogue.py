@@ -35,12 +35,15 @@ def cells(
     asm: Annotated[
         bool, Option("--asm", help="The same loops as assembler of this machine.")
     ] = False,
+    triton: Annotated[
+        bool, Option("--triton", help="The GPU engine's loops as Triton's source.")
+    ] = False,
 ) -> None:
     """List the cells, or show one: equations, source, parameters."""
     from cellwright import cells as catalogue
 
     sizes = parse_sizes(size or [])
-    forms = {"--latex": latex, "--plan": plan, "--llvm": llvm, "--asm": asm}
+    forms = {"--latex": latex, "--plan": plan, "--llvm": llvm, "--asm": asm, "--triton": triton}
     chosen = [each for each, given in forms.items() if given]
     if name is None:
         if chosen:
@@ -60,8 +63,8 @@ def cells(
         show.say(dump(spec).rstrip())
     else:
         _check_sizes([spec], sizes)
-        if llvm or asm:
-            show.say(_listing(spec, input_size, hidden_size, sizes, assembly=asm).rstrip())
+        if chosen:
+            show.say(_listing(spec, input_size, hidden_size, sizes, chosen[0]).rstrip())
         else:
             _show(spec, input_size, hidden_size, sizes)
 
@@ -127,16 +130,18 @@ def _show(spec: CellSpec, input_size: int, hidden_size: int, sizes: dict[str, in
 
 
 def _listing(
-    spec: CellSpec, input_size: int, hidden_size: int, sizes: dict[str, int], *, assembly: bool
+    spec: CellSpec, input_size: int, hidden_size: int, sizes: dict[str, int], form: str
 ) -> str:
-    """The CPU engine's loops for one layer of the cell; no memory is taken for its weights."""
-    from cellwright.engines.cpu import listing
+    """An engine's loops for one layer of the cell; no memory is taken for its weights."""
+    from cellwright.engines import cpu, gpu
     from cellwright.nn import Recurrent
 
     others = _other_sizes(spec, hidden_size, sizes)
     layer = Recurrent(spec, input_size, hidden_size, sizes=others, device="meta")
     signature = layer.signature(0, lengths=False, reset=False, trace=False)
-    return listing(signature, assembly)
+    if form == "--triton":
+        return gpu.listing(signature)
+    return cpu.listing(signature, assembly=form == "--asm")
 
 
 def _lacks_year(spec: CellSpec) -> bool:

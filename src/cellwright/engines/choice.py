@@ -17,6 +17,7 @@ from cellwright.errors import EngineError, UsageError
 # In the order of preference; modules are imported when first considered.
 _ENGINES = {
     "cpu": ("cellwright.engines.cpu", "CpuEngine"),
+    "gpu": ("cellwright.engines.gpu", "GpuEngine"),
     "reference": ("cellwright.engines.reference", "ReferenceEngine"),
 }
 _loaded: dict[str, Engine] = {}
@@ -37,24 +38,29 @@ def names() -> list[str]:
 
 
 def get(name: str) -> Engine:
-    """The engine of that name."""
-    if name not in _ENGINES:
+    """The engine of that name, which may say in which of its forms: "gpu:resident"."""
+    plain, _, form = name.partition(":")
+    if plain not in _ENGINES:
         raise UsageError(f"there is no engine {name!r}; there are {', '.join(_ENGINES)}")
     if name not in _loaded:
-        module, member = _ENGINES[name]
-        _loaded[name] = getattr(importlib.import_module(module), member)()
+        module, member = _ENGINES[plain]
+        kind = getattr(importlib.import_module(module), member)
+        if form and plain != "gpu":
+            raise UsageError(f"form: the {plain} engine has only one form, got {form!r}")
+        _loaded[name] = kind(form) if form else kind()
     return _loaded[name]
 
 
 @contextmanager
-def engine(name: str) -> Iterator[None]:
+def engine(name: str, form: str | None = None) -> Iterator[None]:
     """Let one engine run every recurrence inside the ``with`` block.
 
     Args:
-        name: "cpu" or "reference".
+        name: "cpu", "gpu" or "reference".
+        form: of the gpu engine, "resident" or "steps"; by default it chooses by the shapes.
 
     Raises:
-        UsageError: if there is no such engine.
+        UsageError: if there is no such engine, or it has no such form.
         EngineError: inside the block, where that engine cannot run a recurrence.
 
     Example:
@@ -63,6 +69,7 @@ def engine(name: str) -> Iterator[None]:
         >>> with cw.engine("reference"):
         ...     y, state = layer(torch.zeros(5, 2, 3))
     """
+    name = name if form is None else f"{name}:{form}"
     get(name)
     token = _wanted.set(name)
     try:
@@ -82,7 +89,8 @@ def choose(signature: Signature, device: torch.device, dtype: torch.dtype) -> Ch
         objection = get(wanted).objection(signature, device, dtype)
         if objection:
             raise EngineError(f"engine {wanted!r} was asked for, but {objection}")
-        asked = f'asked for by cellwright.engine("{wanted}")'
+        asked = '", form="'.join(wanted.split(":"))
+        asked = f'asked for by cellwright.engine("{asked}")'
         return Choice(get(wanted), _because([asked], wanted, signature))
     objections: list[str] = []
     for name in _ENGINES:

@@ -127,6 +127,9 @@ class Engine(Protocol):
     def takes_populations(self, signature: Signature) -> bool:
         """Whether it carries out calls that are populations."""
 
+    def way(self, signature: Signature, device: torch.device, dtype: torch.dtype) -> str:
+        """Which of several forms it runs the signature in, and why; "" if it has only one."""
+
     def forward(self, call: Call, *, keep: bool) -> Result:
         """Run the loop; ``keep`` what the backward pass needs."""
 

@@ -22,14 +22,17 @@ class Explanation:
         engine: its name.
         reason: why it was chosen.
         layer: what runs, in words.
+        form: which of an engine's forms runs, and why; "" if it has only one.
     """
 
     engine: str
     reason: str
     layer: str
+    form: str = ""
 
     def __str__(self) -> str:
-        return f"{self.layer}\n  engine: {self.engine}\n  reason: {self.reason}"
+        form = f"\n  form: {self.form}" if self.form else ""
+        return f"{self.layer}\n  engine: {self.engine}\n  reason: {self.reason}{form}"
 
 
 def explain(layer: RecurrentStack, x: Tensor | PackedSequence) -> Explanation:
@@ -60,16 +63,18 @@ def explain(layer: RecurrentStack, x: Tensor | PackedSequence) -> Explanation:
     packed = isinstance(x, PackedSequence)
     signature = layer.signature(0, lengths=packed, reset=False, trace=False)
     chosen = choose(signature, data.device, data.dtype)
-    name, reason = chosen.engine.name, chosen.reason
+    name, reason = chosen.engine.name.partition(":")[0], chosen.reason
+    form = chosen.engine.way(signature, data.device, data.dtype)
     if transforms.are_active():
         weights = layer.layer_weights(0, 0)
         objection = transforms.objection(chosen.engine, signature, [data, *weights])
         members = transforms.members(weights)
         if objection is not None:
-            name, reason = "reference", f"under torch.func it runs as torch operations: {objection}"
+            name, form = "reference", ""
+            reason = f"under torch.func it runs as torch operations: {objection}"
         elif members is not None:
             reason += f"; a population: {members} sets of weights, shared out over the threads"
-    return Explanation(name, reason, _describe(layer, data))
+    return Explanation(name, reason, _describe(layer, data), form)
 
 
 def _describe(layer: RecurrentStack, x: Tensor) -> str:

@@ -50,6 +50,10 @@ class CpuEngine:
         """Whether it carries out calls that are populations."""
         return not signature.spatial
 
+    def way(self, signature: Signature, device: torch.device, dtype: torch.dtype) -> str:
+        """Nothing: there is one form only."""
+        return ""
+
     def forward(self, call: Call, *, keep: bool) -> Result:
         """Run the forward programs."""
         try:

@@ -47,6 +47,10 @@ class ReferenceEngine:
         """No: torch.func.vmap turns its operations into those of a population."""
         return False
 
+    def way(self, signature: Signature, device: torch.device, dtype: torch.dtype) -> str:
+        """Nothing: there is one form only."""
+        return ""
+
     def forward(self, call: Call, *, keep: bool) -> Result:
         """Run the forward plan."""
         if keep and call.signature.options.save != "gates":
