@@ -10,7 +10,7 @@ The generated function, in pseudo-code (``run(arguments, first_row, end_row, sha
                 for up to 48 rows:
                     micro-kernels: weights x operands -> tile
                     for row, for vector of units: the equations, on the tile; store
-            barrier (where shares > 1)
+            barrier (where shares > 1, and something follows)
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from cellwright.engines.cpu.arrays import Array, Sources
 from cellwright.engines.cpu.evaluation import Evaluation
 from cellwright.engines.cpu.evaluation import Tiles as TileValues
 from cellwright.engines.cpu.frame import Frame
-from cellwright.engines.cpu.ops import I8, I32, I64, Lanes, Value
+from cellwright.engines.cpu.ops import I1, I8, I32, I64, Lanes, Value
 from cellwright.engines.cpu.product import LINE
 from cellwright.engines.cpu.program import Program, weights_slot
 from cellwright.engines.cpu.targets import Group, find_targets, group
@@ -82,25 +82,28 @@ class _Body:
         with e.loop(e.i64(0), self.frame.argument("steps")) as i:
             self.frame.enter_step(i)
             if self.program.looped or len(self.program.stages) == 1:
-                self._stages()
+                following = e.b.add(i, e.i64(1))
+                self._stages(e.b.icmp_signed("<", following, self.frame.argument("steps")))
             else:
                 with self.frame.some_rows(TOGETHER):
-                    self._stages()
+                    self._stages(ir.Constant(I1, 1))
         e.b.ret_void()
         return str(self.frame.module)
 
-    def _stages(self) -> None:
+    def _stages(self, more: Value) -> None:
+        """All stages; behind the last one threads wait for each other if there is ``more``."""
         done: Sources = dict(self.program.sources)
         for index, stage in enumerate(self.program.stages):
             self._stage(index, stage, done)
             for each in stage.nodes:
                 if each in self.program.stores:
                     done[each] = self.program.stores[each][0]
-            self._barrier()
+            last = index + 1 == len(self.program.stages)
+            self._barrier(more if last else ir.Constant(I1, 1))
 
-    def _barrier(self) -> None:
+    def _barrier(self, needed: Value) -> None:
         e, b = self.e, self.e.b
-        with b.if_then(b.icmp_signed(">", self.frame.shares, e.i64(1))):
+        with b.if_then(b.and_(needed, b.icmp_signed(">", self.frame.shares, e.i64(1)))):
             name = "cellwright_barrier"
             found = self.frame.module.globals.get(name)
             if found is None:

@@ -57,9 +57,6 @@ def _openmp() -> ctypes.CDLL | None:
     for path in sorted(paths, key=lambda path: ("/torch/" not in path, path)):
         library = ctypes.CDLL(path)
         if hasattr(library, "GOMP_parallel") and hasattr(library, "omp_get_thread_num"):
-            addresses = [ctypes.c_void_p, ctypes.c_void_p]
-            library.GOMP_parallel.argtypes = [*addresses, ctypes.c_uint, ctypes.c_uint]
-            library.GOMP_parallel.restype = None
             return library
     return None
 
@@ -68,7 +65,7 @@ def _runtime_module() -> str:
     """Barrier, and the functions that a thread of a team, or a thread alone, begins with."""
     module = ir.Module("cellwright_runtime")
     _emit_barrier(module)
-    _emit_member(module)
+    _emit_together(module, _emit_member(module))
     _emit_alone(module)
     return str(module)
 
@@ -135,7 +132,7 @@ _RUN_TYPE = ir.FunctionType(ir.VoidType(), [POINTER, I64, I64, I64, I64])
 
 
 def _begin(module: ir.Module, name: str) -> tuple[ir.IRBuilder, Callee, list[Any]]:
-    """A function of a job = [address of run, its arguments, rows, how to share].
+    """A function of a job = [address of run, its arguments, rows, how to share, threads].
 
     Returns:
         where its code goes, the job's ``run``, and the job's other fields.
@@ -158,7 +155,19 @@ def _emit_alone(module: ir.Module) -> None:
     b.ret_void()
 
 
-def _emit_member(module: ir.Module) -> None:
+def _emit_together(module: ir.Module, member: ir.Function) -> None:
+    """``cellwright_together(job)``: run a job on the threads of OpenMP."""
+    function = ir.Function(module, ir.FunctionType(ir.VoidType(), [POINTER]), "cellwright_together")
+    b = ir.IRBuilder(function.append_basic_block("entry"))
+    (job,) = function.args
+    team = b.load(b.gep(job, [ir.Constant(I64, 4)], source_etype=I64), typ=I64, align=8)
+    kind = ir.FunctionType(ir.VoidType(), [member.type, POINTER, I32, I32])
+    parallel = ir.Function(module, kind, "GOMP_parallel")
+    b.call(parallel, [member, job, b.trunc(team, I32), ir.Constant(I32, 0)])
+    b.ret_void()
+
+
+def _emit_member(module: ir.Module) -> ir.Function:
     """``cellwright_member(job)``: take this thread's part of a job and run it."""
     b, run, (arguments, rows, how) = _begin(module, "cellwright_member")
     asks = ir.FunctionType(I32, [])
@@ -174,6 +183,7 @@ def _emit_member(module: ir.Module) -> None:
         b.select(by_rows, zero, number), b.select(by_rows, one, team),
     ])  # fmt: skip
     b.ret_void()
+    return b.function
 
 
 @dataclass(frozen=True)
@@ -181,7 +191,7 @@ class _Runtime:
     """The compiled runtime, and where its functions begin."""
 
     code: jit.Code
-    member: int
+    together: int
     alone: int
 
 
@@ -192,12 +202,12 @@ def _runtime(limit: str) -> _Runtime:
         jit.bind_symbols(
             {
                 name: ctypes.cast(getattr(library, name), ctypes.c_void_p).value or 0
-                for name in ("omp_get_thread_num", "omp_get_num_threads")
+                for name in ("omp_get_thread_num", "omp_get_num_threads", "GOMP_parallel")
             }
         )
     code = jit.compile_ir(_runtime_module(), limit)
     jit.bind_symbols({"cellwright_barrier": code.address("cellwright_barrier")})
-    return _Runtime(code, code.address("cellwright_member"), code.address("cellwright_alone"))
+    return _Runtime(code, code.address("cellwright_together"), code.address("cellwright_alone"))
 
 
 def provide() -> None:
@@ -214,6 +224,7 @@ def _pool() -> ThreadPoolExecutor:
     return ThreadPoolExecutor(max_workers=_WORKERS, thread_name_prefix="cellwright")
 
 
+_JOB = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
 _RUN = ctypes.CFUNCTYPE(
     None, ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64, ctypes.c_int64, ctypes.c_int64
 )
@@ -236,9 +247,8 @@ def launch(address: int, arguments: int, rows: int, how: int, threads: int) -> N
     _team_was_used = True
     library = _openmp()
     if library is not None:
-        job = (ctypes.c_int64 * 4)(address, arguments, rows, how)
-        member = _runtime(jit.features_limit()).member
-        library.GOMP_parallel(member, ctypes.addressof(job), threads, 0)
+        job = (ctypes.c_int64 * 5)(address, arguments, rows, how, threads)
+        _JOB(_runtime(jit.features_limit()).together)(ctypes.addressof(job))
         return
     # Shares wait for each other, so a team gets the whole pool or none of it.
     if not _pool_is_taken.acquire(blocking=False):
@@ -268,11 +278,11 @@ class Prepared:
     def __init__(self, address: int, arguments: int, rows: int, *, shared: bool, most: int):
         self._most = most
         self._runtime = _runtime(jit.features_limit())
-        self._job = (ctypes.c_int64 * 4)(address, arguments, rows, SHARES)
+        self._job = (ctypes.c_int64 * 5)(address, arguments, rows, SHARES, 1)
         self._place = ctypes.addressof(self._job)
         self.run: Callable[[], object]
         if shared:
-            self._alone = ctypes.CFUNCTYPE(None, ctypes.c_void_p)(self._runtime.alone)
+            self._alone, self._together = _JOB(self._runtime.alone), _JOB(self._runtime.together)
             self.run = self._run_shared
         else:
             alone = ctypes.PYFUNCTYPE(None, ctypes.c_void_p)(self._runtime.alone)
@@ -283,12 +293,13 @@ class Prepared:
         if team == 1:
             self._alone(self._place)
         elif library is None:
-            address, arguments, rows, how = self._job
+            address, arguments, rows, how, _ = self._job
             launch(address, arguments, rows, how, team)
         else:
             global _team_was_used
             _team_was_used = True
-            library.GOMP_parallel(self._runtime.member, self._place, team, 0)
+            self._job[4] = team
+            self._together(self._place)
 
 
 def _run_on_pool(run: Any, arguments: int, rows: int, how: int, threads: int) -> None:
