@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from cellwright.engines.cpu import bfloat, jit, population, spatial, spatial_backward
+from cellwright.engines.cpu import bfloat, jit, population, repeated, spatial, spatial_backward
 from cellwright.engines.cpu.backward_pass import BackwardPass
 from cellwright.engines.cpu.forward_pass import ForwardPass
 from cellwright.engines.cpu.kernels import NO_BF16, kernels
@@ -61,6 +61,9 @@ class CpuEngine:
                 return spatial.forward(call, keep=keep)
             if call.population is not None:
                 return population.forward(call, keep=keep)
+            run = None if keep else repeated.ready(call)
+            if run is not None:
+                return run(call)
             return ForwardPass(call, keep=keep).run()
         finally:
             memory.release()

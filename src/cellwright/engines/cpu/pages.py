@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 
 import torch
@@ -59,3 +59,14 @@ def _ask(made: torch.Tensor) -> None:
         first = -(-made.data_ptr() // LARGE_PAGE) * LARGE_PAGE
         end = (made.data_ptr() + made.nbytes) // LARGE_PAGE * LARGE_PAGE
         advise(first, end - first, _MADV_HUGEPAGE)
+
+
+def _plain_empty(shape: Sequence[int], strides: Sequence[int], dtype: torch.dtype) -> torch.Tensor:
+    return torch.empty_strided(shape, strides, dtype=dtype)
+
+
+# What compiled programs of torch allocate with: the same, with less of Python around it.
+quick_empty: Callable[..., torch.Tensor] = getattr(
+    getattr(getattr(torch._C, "_dynamo", None), "guards", None), "_empty_strided_cpu", _plain_empty
+)
+"""``quick_empty(shape, strides, dtype)``: a tensor with anything in it."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import ctypes
 import struct
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -133,16 +133,19 @@ class Compiled:
             reverse: steps are taken from the last to the first.
             ring: only two steps of each state are kept.
         """
-        team = threads.count()
-        if rows * self.work * steps < ALONE_BELOW:
-            how, team = threads.ROWS, 1
-        elif rows >= 2 * team and (rows >= MANY_ROWS * team or self.work < LARGE_WEIGHTS):
-            how = threads.ROWS
-        else:
-            how, team = threads.SHARES, team if rows * self.work >= SHARE_FROM else 1
+        how, team = self.way(steps, rows)
         self._take_temporaries(at, rows, team if how == threads.SHARES else 1)
         arguments = self._arguments(at, packed, steps, rows, reverse, ring)
         threads.launch(self.address, arguments, rows, how, team)
+
+    def way(self, steps: int, rows: int) -> tuple[int, int]:
+        """What is shared out among how many threads: ``threads.ROWS`` or ``threads.SHARES``."""
+        team = threads.count()
+        if rows * self.work * steps < ALONE_BELOW:
+            return threads.ROWS, 1
+        if rows >= 2 * team and (rows >= MANY_ROWS * team or self.work < LARGE_WEIGHTS):
+            return threads.ROWS, team
+        return threads.SHARES, team if rows * self.work >= SHARE_FROM else 1
 
     def add_to(
         self, script: Script, at: Addresses, strides: dict[str, Stride],
@@ -227,31 +230,88 @@ class Compiled:
             the arguments, their address, and the memory that they point into.
         """
         slots = self.program.slots
-        values = (ctypes.c_int64 * (len(slots) + 32))()
-        place_of_values = ctypes.addressof(values)
-        packed = torch.empty(max(self.packed, 1), dtype=self.dtype)
+        values, place_of_values, held = self._room(rows, shares)
         if self.packed:
             base = self.pack(weights, "weights")
-            ctypes.memmove(packed.data_ptr(), base, self.packed * self.width)
-        held = [packed]
-        values[slots["barrier"]] = place_of_values + 8 * (len(slots) + 8)
-        values[slots["steps"]] = 1
-        values[slots["rows"]] = rows
-        values[slots["ring"]] = 1
-        for place, begin in self._begins.items():
-            values[place] = packed.data_ptr() + begin
-        for place, _, stride in self._temporaries:
-            held.append(torch.empty(rows * stride, dtype=self.dtype))
-            values[place] = held[-1].data_ptr()
-        for place, _, stride in self._words:
-            held.append(torch.empty(shares * rows * stride, dtype=self.dtype))
-            values[place] = held[-1].data_ptr()
+            ctypes.memmove(held[0].data_ptr(), base, self.packed * self.width)
+        _extents(values, self._extents_at, 1, rows, False, 1)
         for name, weight in self.parameters.items():
             if f"parameter.{name}" in slots:
                 skipped = weight.start * weight.columns * self.width
                 address = weights[weight.tensor].data_ptr() + skipped
                 values[slots[f"parameter.{name}"]] = address
         return values, place_of_values, held
+
+    def _room(
+        self, rows: int, shares: int
+    ) -> tuple[ctypes.Array[ctypes.c_int64], int, list[Tensor]]:
+        """Arguments with memory of their own, their address, and the memory.
+
+        It is for packed weights, which come first, and for values that later stages read.
+        """
+        count = len(self.program.slots)
+        # Behind the arguments, the barrier's two numbers on cache lines of their own.
+        values = (ctypes.c_int64 * (count + 32))()
+        place_of_values = ctypes.addressof(values)
+        values[self.program.slots["barrier"]] = place_of_values + 8 * (count + 8)
+        held = [torch.empty(max(self.packed, 1), dtype=self.dtype)]
+        for place, begin in self._begins.items():
+            values[place] = held[0].data_ptr() + begin
+        sizes = [(place, rows * stride) for place, _, stride in self._temporaries]
+        sizes += [(place, shares * rows * stride) for place, _, stride in self._words]
+        for place, elements in sizes:
+            held.append(torch.empty(elements, dtype=self.dtype))
+            values[place] = held[-1].data_ptr()
+        return values, place_of_values, held
+
+    @property
+    def can_bind(self) -> bool:
+        """Whether :meth:`bind` is possible: no matrix has to be made dense at every call."""
+        return not self._in_blocks
+
+    def bind(
+        self, steps: int, rows: int, *, reverse: bool = False, ring: bool = False
+    ) -> Callable[[Addresses, Sequence[Tensor]], None]:
+        """The same as :meth:`pack` and :meth:`run`, with memory of its own for these extents.
+
+        Returns:
+            a function of the arrays' addresses and the weights.
+        """
+        how, team = self.way(steps, rows)
+        values, place, held = self._room(rows, team if how == threads.SHARES else 1)
+        base = held[0].data_ptr()
+        local: dict[str, Any] = {}
+        _extents(values, self._extents_at, steps, rows, reverse, 1 if ring else -1)
+        brief = rows * self.work * steps < ALONE_BELOW
+        start = threads.Prepared(self.address, place, rows, how=how, most=team, brief=brief)
+        fill, at_pointers, names = self._pointers, self._pointers_at, self._pointed
+        fixed = {name: values[self.program.slots[name]] for name in self._own_slots()}
+        read = sorted({each.tensor for each in self._weights})
+        placed: list[int] = []
+        pack: threads.Prepared | None = None
+
+        def run(at: Addresses, weights: Sequence[Tensor]) -> None:
+            nonlocal pack
+            if self.packed:
+                places = [weights[tensor].data_ptr() for tensor in read]
+                if placed != places:
+                    placed[:] = places
+                    self._place_copies(local, [base, *map(Tensor.data_ptr, weights)], weights, held)
+                    most = threads.count() if self.packed > 100_000 else 1
+                    pack = threads.Prepared(
+                        self._packer, local["copies_at"], 1, how=threads.SHARES, most=most,
+                        brief=brief,
+                    )  # fmt: skip
+                assert pack is not None
+                pack.run()
+            at |= fixed
+            fill(values, at_pointers, *[at[name] for name in names])
+            start.run()
+
+        return run
+
+    def _own_slots(self) -> list[str]:
+        return [name for _, name, _ in (*self._temporaries, *self._words)]
 
     def _arguments(
         self, at: Addresses, packed: int, steps: int, rows: int, reverse: bool, ring: bool

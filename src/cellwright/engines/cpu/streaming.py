@@ -13,21 +13,12 @@ from torch import Tensor
 
 from cellwright.engines.cpu import jit, threads
 from cellwright.engines.cpu.kernels import Kernels, kernels
+from cellwright.engines.cpu.pages import quick_empty
 from cellwright.engines.cpu.runtime import SHARE_FROM
-from cellwright.engines.cpu.threads import Prepared
+from cellwright.engines.cpu.threads import SHARES, Prepared
 from cellwright.engines.signature import Signature
 
 _address = Tensor.data_ptr
-
-
-def _plain_empty(shape: Sequence[int], strides: Sequence[int], dtype: torch.dtype) -> Tensor:
-    return torch.empty_strided(shape, strides, dtype=dtype)
-
-
-# What compiled programs of torch allocate with: the same, with less of Python around it.
-_empty: Callable[..., Tensor] = getattr(
-    getattr(getattr(torch._C, "_dynamo", None), "guards", None), "_empty_strided_cpu", _plain_empty
-)
 
 
 def _strides(shape: Sequence[int]) -> tuple[int, ...]:
@@ -58,7 +49,9 @@ class LayerStep:
         most = max(threads.count(), os.cpu_count() or 1) if self.shared else 1
         self.arguments, place, self._held = compiled.prepare(self._weights, rows, most)
         self.fill = struct.Struct(f"{len(made.step_slots)}q").pack_into
-        launch = Prepared(compiled.address, place, rows, shared=self.shared, most=most)
+        launch = Prepared(
+            compiled.address, place, rows, how=SHARES, most=most, brief=not self.shared
+        )
         self.run = launch.run
         self._kept = compiled, launch  # the machine code and the launch stay where they are
 
@@ -106,7 +99,7 @@ class Stream:
         arguments, fill = layer.arguments, layer.fill
 
         def step(x: Tensor, states: Sequence[Tensor]) -> tuple[Tensor, list[Tensor]]:
-            output, *after = map(_empty, shapes, strides, dtypes)
+            output, *after = map(quick_empty, shapes, strides, dtypes)
             fill(arguments, 0, *map(_address, (x, output, *states, *after)))
             layer.run()  # by the layer, so that all it points into stays
             return output, after
@@ -114,8 +107,8 @@ class Stream:
         return step
 
     def _in_turn(self, x: Tensor, states: Sequence[Tensor]) -> tuple[Tensor, list[Tensor]]:
-        output = _empty(*self._output, self._dtype)
-        after = [_empty(*each, self._dtype) for each in self._shapes]
+        output = quick_empty(*self._output, self._dtype)
+        after = [quick_empty(*each, self._dtype) for each in self._shapes]
         before_at, after_at = [*map(_address, states)], [*map(_address, after)]
         source: Any = x
         for layer, into in zip(self._layers, [*self._between, output], strict=True):

@@ -267,26 +267,28 @@ class Prepared:
         address: of the compiled ``run``.
         arguments: address of its arguments, which stay where they are.
         rows: of the batch.
-        shared: the units are shared out to all threads; else one thread runs it, and keeps
-            Python's lock, for the loop is short.
-        most: threads at most that there is memory for.
+        how: what is shared out: ``ROWS`` or ``SHARES``.
+        most: threads at most.
+        brief: the loop is short: a single thread keeps Python's lock.
 
     Attributes:
         run: launches it.
     """
 
-    def __init__(self, address: int, arguments: int, rows: int, *, shared: bool, most: int):
+    def __init__(
+        self, address: int, arguments: int, rows: int, *, how: int, most: int, brief: bool = False
+    ):
         self._most = most
         self._runtime = _runtime(jit.features_limit())
-        self._job = (ctypes.c_int64 * 5)(address, arguments, rows, SHARES, 1)
+        self._job = (ctypes.c_int64 * 5)(address, arguments, rows, how, 1)
         self._place = ctypes.addressof(self._job)
         self.run: Callable[[], object]
-        if shared:
+        if most > 1:
             self._alone, self._together = _JOB(self._runtime.alone), _JOB(self._runtime.together)
             self.run = self._run_shared
         else:
-            alone = ctypes.PYFUNCTYPE(None, ctypes.c_void_p)(self._runtime.alone)
-            self.run = partial(alone, self._place)
+            kind = ctypes.PYFUNCTYPE(None, ctypes.c_void_p) if brief else _JOB
+            self.run = partial(kind(self._runtime.alone), self._place)
 
     def _run_shared(self) -> None:
         team, library = min(count(), self._most), _openmp()
