@@ -6,6 +6,8 @@ import pytest
 import torch
 from engines.cpu.cpu_cases import poison
 
+from cellwright.engines.cpu import repeated
+
 
 @pytest.fixture(autouse=True, scope="session")
 def cache_folder(tmp_path_factory):
@@ -29,3 +31,12 @@ def one_thread(monkeypatch):
     poison()
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture(autouse=True)
+def _ordinary_calls(request, monkeypatch):
+    """Nothing is ready from an earlier call: tests change how calls are carried out."""
+    repeated._ready.runs.clear()
+    repeated._ready.last.clear()
+    if request.module.__name__.rpartition(".")[2] != "test_cpu_repeated":
+        monkeypatch.setattr(repeated, "MOST", 0)

@@ -10,10 +10,8 @@ from cellwright.engines.cpu import repeated
 
 
 @pytest.fixture(autouse=True)
-def _nothing_ready():
+def _seed():
     torch.manual_seed(0)
-    repeated._ready.runs.clear()
-    repeated._ready.last.clear()
 
 
 def is_ready():
