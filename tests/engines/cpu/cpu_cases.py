@@ -18,6 +18,7 @@ from cellwright.engines.cpu import (
     CpuEngine,
     backward_pass,
     images,
+    memory,
     pages,
     population,
     runtime,
@@ -91,7 +92,7 @@ class Edges(Guards):
 
 def poison():
     """Fill the working memory that is kept from call to call."""
-    for held in runtime.memory._held.values():
+    for held in memory.memory._held.values():
         held.fill_(float("nan"))
 
 
@@ -104,16 +105,16 @@ def guarded(kind=Guards):
     )  # fmt: skip
     for module in modules:
         module.torch = guards
-    kept = dict(runtime.memory._held)
-    runtime.memory._held.clear()
+    kept = dict(memory.memory._held)
+    memory.memory._held.clear()
     try:
         yield guards
         guards.check()
     finally:
         for module in modules:
             module.torch = torch
-        runtime.memory._held.clear()
-        runtime.memory._held.update(kept)
+        memory.memory._held.clear()
+        memory.memory._held.update(kept)
 
 
 def cast(call, dtype):

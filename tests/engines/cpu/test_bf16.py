@@ -19,7 +19,7 @@ from engines.test_backward import UNUSUAL
 from llvmlite import ir
 
 import cellwright as cw
-from cellwright.engines.cpu import bfloat, jit, kernels, product, runtime, threads
+from cellwright.engines.cpu import bfloat, jit, kernels, matrices, product, runtime, threads
 from cellwright.engines.cpu.ops import Lanes
 from cellwright.engines.reference import ReferenceEngine
 from cellwright.errors import EngineError
@@ -270,7 +270,7 @@ def test_outer_products_of_whole_numbers_are_exact(team):
     """Several jobs at once, of unlike sizes; rows of an initial state among them."""
     torch.set_num_threads(team)
     poison()
-    guards, job, expected = Guards(), runtime.Product(False, bf16=True), []
+    guards, job, expected = Guards(), matrices.Product(False, bf16=True), []
     for m, n, k in [*SIZES, (301, 20, 40)]:
         left = draw(guards, k, m, m + 1, torch.float32, whole_numbers=True)
         right = draw(guards, k, n, n + 3, torch.float32, whole_numbers=True)

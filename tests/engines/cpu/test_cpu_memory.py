@@ -9,7 +9,7 @@ import torch
 from engines.cpu.cpu_cases import ENGINE, Edges, assert_equal, by_engine
 from engines.cpu.test_cpu_bits import CALLS, call_of
 
-from cellwright.engines.cpu import runtime
+from cellwright.engines.cpu import memory
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="memory is protected by mprotect")
 
@@ -70,10 +70,10 @@ def test_working_memory_too_large_to_be_kept(name, monkeypatch):
     """It stays until the end of the call, and no longer."""
     call = call_of(name)
     results, gradients, cotangents = by_engine(ENGINE, call)
-    monkeypatch.setattr(runtime, "KEEP_BELOW", 0)
-    runtime.memory._held.clear()
+    monkeypatch.setattr(memory, "KEEP_BELOW", 0)
+    memory.memory._held.clear()
     found = by_engine(ENGINE, call, cotangents)
     assert_equal(found[0], results, "large")
     assert_equal(found[1], gradients, "large")
-    assert not runtime.memory._held
-    assert not runtime.memory._large
+    assert not memory.memory._held
+    assert not memory.memory._large

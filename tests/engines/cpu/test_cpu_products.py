@@ -7,7 +7,7 @@ import torch
 from engines.cases import CATALOGUE, Shape, make_call
 from engines.cpu.cpu_cases import Guards, cast, poison
 
-from cellwright.engines.cpu import runtime, threads
+from cellwright.engines.cpu import matrices, runtime, threads
 from cellwright.engines.cpu.kernels import kernels
 from cellwright.plan import StepOptions
 
@@ -60,7 +60,7 @@ def test_outer_products(size, dtype):
     right = draw(guards, k, n, n + 5, dtype)
     gradient = draw(guards, m, n, n + 2, dtype)
     before = gradient.double().clone()
-    job = runtime.Product(dtype == torch.float64)
+    job = matrices.Product(dtype == torch.float64)
     add(job, m, n, k, left, right, gradient)
     job.run()
     guards.check()
@@ -79,7 +79,7 @@ def test_whole_numbers_are_exact(size, dtype):
     left = draw(guards, k, m, m, dtype, whole_numbers=True)
     right = draw(guards, k, n, n + 1, dtype, whole_numbers=True)
     gradient = guards.zeros(m, n, dtype=dtype)
-    job = runtime.Product(dtype == torch.float64)
+    job = matrices.Product(dtype == torch.float64)
     add(job, m, n, k, left, right, gradient)
     job.run()
     guards.check()
@@ -105,7 +105,7 @@ def test_states_before_each_step(steps, rows, reverse, dtype):
     else:
         before = states[:inside]
         expected = torch.cat([initial, before])
-    job = runtime.Product(dtype == torch.float64)
+    job = matrices.Product(dtype == torch.float64)
     add(job, m, n, every, left, before, gradient, held, inside, backwards=not reverse)
     job.run()
     guards.check()
@@ -119,7 +119,7 @@ def test_a_sum_goes_on_where_it_stopped(size, dtype):
     (m, n, k), guards = size, Guards()
     left, right = draw(guards, k, m, m, dtype), draw(guards, k, n, n, dtype)
     whole, upwards, in_parts = (guards.zeros(m, n, dtype=dtype) for _ in range(3))
-    job = runtime.Product(dtype == torch.float64)
+    job = matrices.Product(dtype == torch.float64)
     add(job, m, n, k, left, right, whole, backwards=True)
     add(job, m, n, k, left, right, upwards)
     for first, stop in ((k - 3, k), (k // 3, k - 3), (0, k // 3)):
@@ -147,7 +147,7 @@ def test_several_jobs_and_threads(dtype, monkeypatch):
     for team in (1, 2, 3, 5):
         torch.set_num_threads(team)
         guards, gradients = Guards(), []
-        job = runtime.Product(dtype == torch.float64)
+        job = matrices.Product(dtype == torch.float64)
         for m, n, k in SIZES:
             left, right = draw(guards, k, m, m, dtype), draw(guards, k, n, n, dtype)
             gradients.append(guards.zeros(m, n, dtype=dtype))
@@ -166,7 +166,7 @@ def test_no_jobs_are_no_work(monkeypatch):
         raise AssertionError("nothing is to be launched")
 
     monkeypatch.setattr(threads, "launch", launch)
-    runtime.Product(False).run()
+    matrices.Product(False).run()
 
 
 # --- packing -----------------------------------------------------------------------------------

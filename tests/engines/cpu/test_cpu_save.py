@@ -12,7 +12,7 @@ from engines.cpu.test_cpu_layers import B, I, T, make, randn, some_state, train
 from engines.test_backward import UNUSUAL
 from engines.test_finite_differences import check_by_differences
 
-from cellwright.engines.cpu import jit, pages, runtime, spans, threads
+from cellwright.engines.cpu import jit, memory, pages, runtime, spans, threads
 from cellwright.engines.keeping import checkpoints, spacing
 from cellwright.plan import SAVES, StepOptions
 
@@ -162,7 +162,7 @@ def test_memory_is_given_back_at_once(save):
 
 @pytest.mark.parametrize("save", SAVES)
 def test_working_memory_does_not_grow_with_the_sequence(save):
-    held, used = runtime.memory._held, {}
+    held, used = memory.memory._held, {}
     for steps in (200, 6000, 12_000):
         options, shape = StepOptions(save=save), Shape(steps, 2, 3, 64)
         call = cast(make_call(CATALOGUE["lstm"], options, shape), F32)

@@ -14,9 +14,9 @@ from torch import Tensor
 
 from cellwright.engines.cpu.call import BoundCall, Packed
 from cellwright.engines.cpu.forward_pass import ForwardPrograms
-from cellwright.engines.cpu.matrices import add_products, turns
+from cellwright.engines.cpu.matrices import Product, add_products, turns
+from cellwright.engines.cpu.memory import memory
 from cellwright.engines.cpu.pages import empty
-from cellwright.engines.cpu.runtime import Product, memory
 from cellwright.engines.cpu.spans import LEAST_ROWS, Span, spans
 from cellwright.engines.keeping import spacing
 from cellwright.engines.protocol import Call, Cotangents, Gradients

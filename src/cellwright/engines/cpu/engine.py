@@ -11,7 +11,7 @@ from cellwright.engines.cpu import bfloat, jit, population, repeated, spatial, s
 from cellwright.engines.cpu.backward_pass import BackwardPass
 from cellwright.engines.cpu.forward_pass import ForwardPass
 from cellwright.engines.cpu.kernels import NO_BF16, kernels
-from cellwright.engines.cpu.runtime import memory
+from cellwright.engines.cpu.memory import memory
 from cellwright.engines.cpu.streaming import Stream
 from cellwright.engines.protocol import Call, Cotangents, Gradients, Result
 from cellwright.engines.signature import Signature

@@ -5,8 +5,8 @@ from __future__ import annotations
 from torch import Tensor
 
 from cellwright.engines.cpu.call import BoundCall, Packed
+from cellwright.engines.cpu.memory import memory
 from cellwright.engines.cpu.pages import empty
-from cellwright.engines.cpu.runtime import memory
 from cellwright.engines.cpu.spans import Span, spans
 from cellwright.engines.keeping import checkpoints, spacing
 from cellwright.engines.protocol import Call, Result

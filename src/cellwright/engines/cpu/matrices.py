@@ -2,14 +2,76 @@
 
 from __future__ import annotations
 
+import ctypes
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
+import torch
 from torch import Tensor
 
+from cellwright.engines.cpu import outer, runtime, threads
 from cellwright.engines.cpu.arrays import Index
 from cellwright.engines.cpu.kernels import Job
-from cellwright.engines.cpu.members import Stride
-from cellwright.engines.cpu.runtime import Product
+from cellwright.engines.cpu.members import Script, Stride, pad
+from cellwright.engines.cpu.memory import memory
+
+
+class Product:
+    """Jobs for the "outer" loop: gradients of matrices."""
+
+    def __init__(self, double: bool, bf16: bool = False):
+        self.double, self.bf16 = double, bf16
+        self.values: list[int] = []
+        self.moves: dict[int, Stride] = {}
+        self.work = self.largest = 0
+
+    def add(
+        self, m: int, n: int, k: int, left: int, left_row: int, right: int, right_row: int,
+        gradient: int, gradient_row: int, other: int = 0, other_from: int | None = None, *,
+        moves: Mapping[str, Stride] | None = None,
+    ) -> None:  # fmt: skip
+        """The m x n numbers at ``gradient`` += left.T @ right; see ``outer.emit_outer``.
+
+        ``left``, ``right``, ``gradient`` and ``other`` are addresses, ``..._row`` elements from
+        one row to the next, which may lie before it; ``k`` is the number of rows of ``left`` and
+        ``right``. From row ``other_from`` on, ``right`` goes on at ``other``. ``moves`` tells by
+        the names of ``outer.OUTER_ARGUMENTS`` how addresses move in a population.
+        """
+        for name, move in (moves or {}).items():
+            place = outer.HEAD + len(self.values) + outer.OUTER_ARGUMENTS.index(name)
+            self.moves[place] = move
+        self.values += [
+            m, n, k, left, left_row, right, right_row, gradient, gradient_row, other,
+            k if other_from is None else other_from,
+        ]  # fmt: skip
+        self.work += m * n * k
+        self.largest = max(self.largest, m)
+
+    def run(self) -> None:
+        """Carry out the jobs."""
+        if not self.values:
+            return
+        jobs = len(self.values) // len(outer.OUTER_ARGUMENTS)
+        team = threads.count() if self.work > runtime.ALONE_BELOW else 1
+        elements = outer.left_elements(self.largest, team, self.bf16)
+        packed = memory.take("outer", elements, torch.float32).data_ptr() if elements else 0
+        given = (jobs, self.largest, packed, *self.values)
+        arguments = (ctypes.c_int64 * len(given))(*given)
+        address = runtime.helper("outer", self.double, self.bf16)
+        threads.launch(address, ctypes.addressof(arguments), 1, threads.SHARES, team)
+
+    def add_to(self, script: Script) -> None:
+        """Let a script carry them out for every member."""
+        if not self.values:
+            return
+        jobs = len(self.values) // len(outer.OUTER_ARGUMENTS)
+        given = [jobs, self.largest, 0, *self.values]
+        elements = pad(outer.left_elements(self.largest, 1, self.bf16))
+        if elements:
+            packed = memory.take("outer of each thread", elements * script.team, torch.float32)
+            script.held.append(packed)
+            given[outer.HEAD - 1] = packed.data_ptr()
+            self.moves[outer.HEAD - 1] = 0, elements * packed.element_size()
+        script.add(runtime.helper("outer", self.double, self.bf16), 1, given, self.moves, self.work)
 
 
 def turns(jobs: Iterable[Job]) -> int:

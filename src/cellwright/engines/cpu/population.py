@@ -11,10 +11,9 @@ from cellwright.engines.cpu import once, threads
 from cellwright.engines.cpu.backward_pass import BackwardPass
 from cellwright.engines.cpu.forward_pass import ForwardPass
 from cellwright.engines.cpu.kernels import Job
-from cellwright.engines.cpu.matrices import add_products, turns
+from cellwright.engines.cpu.matrices import Product, add_products, turns
 from cellwright.engines.cpu.members import Stride, by_member
 from cellwright.engines.cpu.pages import empty
-from cellwright.engines.cpu.runtime import Product
 from cellwright.engines.cpu.slots import Slots
 from cellwright.engines.protocol import Call, Cotangents, Gradients, Result
 

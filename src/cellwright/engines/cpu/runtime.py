@@ -15,7 +15,7 @@ from torch import Tensor
 
 from cellwright.engines.cpu import jit, outer, packing, product, threads
 from cellwright.engines.cpu.members import Script, Stride, by_member, pad
-from cellwright.engines.cpu.pages import whole_pages
+from cellwright.engines.cpu.memory import memory
 from cellwright.engines.cpu.program import ENTRY, NUMBERS, Program, weights_slot
 
 SHARE_FROM = 120_000
@@ -30,37 +30,6 @@ ALONE_BELOW = 4_000_000
 
 POINTWISE_ALONE_BELOW = 16_384
 """Elements of a pass without products below which one thread does it."""
-
-KEEP_BELOW = 1 << 28
-"""Bytes up to which a piece of working memory is kept for the next call."""
-
-
-class Memory(threading.local):
-    """Working memory of one thread, by name; what a call leaves in it has no meaning."""
-
-    def __init__(self) -> None:
-        self._held: dict[tuple[str, torch.dtype], Tensor] = {}
-        self._large: dict[tuple[str, torch.dtype], Tensor] = {}
-
-    def take(self, name: str, elements: int, dtype: torch.dtype) -> Tensor:
-        """A flat tensor of at least that many elements, with anything in it.
-
-        It stays until :meth:`release`, or for the next call where it is not too large for that.
-        """
-        held = self._large.get((name, dtype), self._held.get((name, dtype)))
-        if held is None or held.numel() < elements:
-            held = whole_pages(max(elements, 1), dtype)
-            large = held.numel() * held.element_size() > KEEP_BELOW
-            (self._large if large else self._held)[name, dtype] = held
-        return held
-
-    def release(self) -> None:
-        """Give back what is too large to be kept; the end of every call."""
-        if self._large:
-            self._large.clear()
-
-
-memory = Memory()
 
 
 @dataclass(frozen=True)
@@ -406,62 +375,3 @@ def _helper(name: str, double: bool, bf16: bool, limit: str) -> tuple[jit.Code, 
 def helper(name: str, double: bool, bf16: bool) -> int:
     """Address of a loop that is the same for all cells: "pack" or "outer"."""
     return _helper(name, double, bf16, jit.features_limit())[1]
-
-
-class Product:
-    """Jobs for the "outer" loop: gradients of matrices."""
-
-    def __init__(self, double: bool, bf16: bool = False):
-        self.double, self.bf16 = double, bf16
-        self.values: list[int] = []
-        self.moves: dict[int, Stride] = {}
-        self.work = self.largest = 0
-
-    def add(
-        self, m: int, n: int, k: int, left: int, left_row: int, right: int, right_row: int,
-        gradient: int, gradient_row: int, other: int = 0, other_from: int | None = None, *,
-        moves: Mapping[str, Stride] | None = None,
-    ) -> None:  # fmt: skip
-        """The m x n numbers at ``gradient`` += left.T @ right; see ``outer.emit_outer``.
-
-        ``left``, ``right``, ``gradient`` and ``other`` are addresses, ``..._row`` elements from
-        one row to the next, which may lie before it; ``k`` is the number of rows of ``left`` and
-        ``right``. From row ``other_from`` on, ``right`` goes on at ``other``. ``moves`` tells by
-        the names of ``outer.OUTER_ARGUMENTS`` how addresses move in a population.
-        """
-        for name, move in (moves or {}).items():
-            place = outer.HEAD + len(self.values) + outer.OUTER_ARGUMENTS.index(name)
-            self.moves[place] = move
-        self.values += [
-            m, n, k, left, left_row, right, right_row, gradient, gradient_row, other,
-            k if other_from is None else other_from,
-        ]  # fmt: skip
-        self.work += m * n * k
-        self.largest = max(self.largest, m)
-
-    def run(self) -> None:
-        """Carry out the jobs."""
-        if not self.values:
-            return
-        jobs = len(self.values) // len(outer.OUTER_ARGUMENTS)
-        team = threads.count() if self.work > ALONE_BELOW else 1
-        elements = outer.left_elements(self.largest, team, self.bf16)
-        packed = memory.take("outer", elements, torch.float32).data_ptr() if elements else 0
-        given = (jobs, self.largest, packed, *self.values)
-        arguments = (ctypes.c_int64 * len(given))(*given)
-        address = helper("outer", self.double, self.bf16)
-        threads.launch(address, ctypes.addressof(arguments), 1, threads.SHARES, team)
-
-    def add_to(self, script: Script) -> None:
-        """Let a script carry them out for every member."""
-        if not self.values:
-            return
-        jobs = len(self.values) // len(outer.OUTER_ARGUMENTS)
-        given = [jobs, self.largest, 0, *self.values]
-        elements = pad(outer.left_elements(self.largest, 1, self.bf16))
-        if elements:
-            packed = memory.take("outer of each thread", elements * script.team, torch.float32)
-            script.held.append(packed)
-            given[outer.HEAD - 1] = packed.data_ptr()
-            self.moves[outer.HEAD - 1] = 0, elements * packed.element_size()
-        script.add(helper("outer", self.double, self.bf16), 1, given, self.moves, self.work)

@@ -11,8 +11,9 @@ from torch import Tensor
 from cellwright.engines.cpu import jit
 from cellwright.engines.cpu.kernels import kernels
 from cellwright.engines.cpu.members import Script, Stride, by_member, pad, within
+from cellwright.engines.cpu.memory import memory
 from cellwright.engines.cpu.pages import empty
-from cellwright.engines.cpu.runtime import Compiled, memory
+from cellwright.engines.cpu.runtime import Compiled
 from cellwright.engines.protocol import Call
 from cellwright.ir import Node
 
