@@ -1,4 +1,4 @@
-"""Series as padded batches, in an order that depends on the seed and the epoch alone."""
+"""Sequences as padded batches, in an order that depends on the seed and the epoch alone."""
 
 from __future__ import annotations
 
@@ -9,51 +9,54 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from cellwright.train.series import SeriesSet
+from cellwright.train.examples import IGNORED, Batch
 
 
 class Batches:
-    """Batches of ``(x, lengths, targets)``, the loader that a trainer goes through once an epoch.
+    """Batches of given sequences, the loader that a trainer goes through once an epoch.
 
     Args:
-        series: the series.
-        classes: the classes, in the order in which they are numbered; None for no targets.
-        batch_size: series in a batch; the last may have fewer.
-        seed: shuffle by this seed and the epoch; None for the order of the file.
-
-    Shapes:
-        x: (T, B, features) float32, zero beyond a series' length; lengths, targets: (B,) int64.
+        inputs: one tensor (steps, features) a sequence.
+        targets: a tensor with one entry a sequence, or one tensor (steps, ...) a sequence.
+        batch_size: sequences in a batch; the last may have fewer.
+        seed: shuffle by this seed and the epoch; None for the order in which they are given.
     """
 
     def __init__(
         self,
-        series: SeriesSet,
-        classes: Sequence[str] | None,
+        inputs: Sequence[Tensor],
+        targets: Tensor | Sequence[Tensor],
         batch_size: int,
         seed: int | None = None,
     ):
-        self.values = [torch.from_numpy(each).float() for each in series.values]
-        self.lengths = torch.tensor(series.lengths)
-        targets = np.zeros(len(series), np.int64) if classes is None else series.targets(classes)
-        self.targets = torch.from_numpy(targets)
+        self.inputs = inputs
+        self.lengths = torch.tensor([len(each) for each in inputs])
+        self.targets = targets
         self.batch_size, self.seed, self.epoch = batch_size, seed, 0
 
     def __len__(self) -> int:
-        return -(-len(self.values) // self.batch_size)
+        return -(-len(self.inputs) // self.batch_size)
 
     def order(self) -> list[int]:
-        """Positions of the series in the order of this epoch."""
+        """Positions of the sequences in the order of this epoch."""
         if self.seed is None:
-            return list(range(len(self.values)))
-        drawn = np.random.default_rng([self.seed, 1, self.epoch]).permutation(len(self.values))
+            return list(range(len(self.inputs)))
+        drawn = np.random.default_rng([self.seed, 1, self.epoch]).permutation(len(self.inputs))
         return list(map(int, drawn))
 
-    def __iter__(self) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    def __iter__(self) -> Iterator[Batch]:
         order = self.order()
         for first in range(0, len(order), self.batch_size):
             chosen = order[first : first + self.batch_size]
-            x = torch.nn.utils.rnn.pad_sequence([self.values[i] for i in chosen])
-            yield x, self.lengths[chosen], self.targets[chosen]
+            x = torch.nn.utils.rnn.pad_sequence([self.inputs[i] for i in chosen])
+            yield Batch(x, self.lengths[chosen], self._targets(chosen))
+
+    def _targets(self, chosen: list[int]) -> Tensor:
+        if isinstance(self.targets, Tensor):
+            return self.targets[chosen]
+        taken = [self.targets[i] for i in chosen]
+        none = float("nan") if taken[0].is_floating_point() else IGNORED
+        return torch.nn.utils.rnn.pad_sequence(taken, padding_value=none)
 
 
 def seed_everything(seed: int, epoch: int) -> None:

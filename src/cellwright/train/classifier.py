@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
 from torch import Tensor, nn
 
@@ -9,6 +11,9 @@ import cellwright.nn as cwnn
 from cellwright.errors import InputError
 from cellwright.lang import CellSpec
 from cellwright.train.settings import Settings
+
+if TYPE_CHECKING:
+    from cellwright.train.series import SeriesSet
 
 
 class Standardise(nn.Module):
@@ -137,12 +142,17 @@ class SequenceClassifier(nn.Module):
             bidirectional=settings.bidirectional,
             dropout=settings.dropout if settings.num_layers > 1 else 0.0,
             sizes=dict(settings.sizes),
+            **settings.layer,
         )
         sizes = cell.resolve_sizes(features, settings.hidden_size, settings.sizes)
         self.directions = 2 if settings.bidirectional else 1
         units = self.directions * sizes[cell.states[0].size]
         self.dropout = nn.Dropout(settings.dropout)
         self.head = nn.Linear(units * (2 if self.pooling == "mean-max" else 1), classes)
+
+    def prepare(self, train: SeriesSet) -> None:
+        """Measure the training series' mean and deviation."""
+        self.standardise.measure(torch.cat([torch.from_numpy(each) for each in train.values]))
 
     def forward(self, x: Tensor, lengths: Tensor) -> Tensor:
         x, lengths = self.disturb(self.standardise(x), lengths)

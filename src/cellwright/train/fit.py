@@ -19,12 +19,13 @@ from torch import nn
 
 from cellwright.errors import UsageError
 from cellwright.train import storage
-from cellwright.train.batches import Batches
 from cellwright.train.callbacks import Bar, CtrlC, Journal, Keeper, Row
+from cellwright.train.examples import Examples, Loader
 from cellwright.train.module import KIND, SafetensorsIO, TrainingModule
 from cellwright.train.objectives import Objective
-from cellwright.train.series import SeriesSet
+from cellwright.train.sequences import Generated
 from cellwright.train.settings import Settings
+from cellwright.train.windows import Windows
 
 NO_TENSORBOARD = (
     "--tensorboard: TensorBoard is not installed; "
@@ -40,18 +41,22 @@ class Fitted:
         rows: numbers of each epoch, as in ``log.csv``.
         epoch: the epoch whose weights the model has.
         seconds: time in training, over all its parts if it was resumed.
+        sequences: how many were trained on.
+        solved: whether training stopped because enough sequences in a row were right.
     """
 
     rows: list[Row]
     epoch: int
     seconds: float
+    sequences: int
+    solved: bool
 
 
 def fit(
     model: nn.Module,
     objective: Objective,
-    train: SeriesSet,
-    validation: SeriesSet | None,
+    train: Examples,
+    validation: Examples | None,
     classes: Sequence[str],
     settings: Settings,
     folder: Path,
@@ -69,7 +74,7 @@ def fit(
     Args:
         model: takes (x, lengths), gives what the objective takes.
         objective: loss and metric.
-        train, validation: series with labels.
+        train, validation: sequences with targets.
         classes: the labels, in the order in which the model numbers them.
         settings: of the training.
         folder: for ``log.csv`` and ``checkpoints/``.
@@ -82,9 +87,12 @@ def fit(
         DataError: a label of the series is not among the classes.
         UsageError: training diverged, TensorBoard is not installed, or a file cannot be written.
     """
-    batches = Batches(train, classes, settings.batch_size, settings.seed)
-    loaders = None if validation is None else Batches(validation, classes, 256)
-    module = TrainingModule(model, objective, settings, batches, identity)
+    batches = train.batches(settings.batch_size, settings.seed, classes)
+    loaders = None if validation is None else validation.batches(256, None, classes)
+    if settings.tbptt is not None:
+        batches = Windows(batches, settings.tbptt)
+    streak = train.streak if isinstance(train, Generated) else None
+    module = TrainingModule(model, objective, settings, batches, identity, streak)
     journal = Journal(folder / "log.csv")
     monitor = "train_loss" if validation is None else "validation_loss"
     keeper = Keeper(folder / "checkpoints", monitor)
@@ -111,13 +119,14 @@ def fit(
         resume = keeper.last if keeper.last.exists() else None
         with interrupt.heard():
             _run(trainer, module, batches, loaders, resume)
-    chosen = settings.epochs
+    chosen = int(journal.rows[-1]["epoch"])
     if validation is not None:
         state = storage.load(keeper.best, KIND)["state_dict"]
         module.load_state_dict(state)
         chosen = keeper.best_epoch
     model.eval()
-    return Fitted(journal.rows, chosen, sum(row["seconds"] for row in journal.rows))
+    seconds = sum(row["seconds"] for row in journal.rows)
+    return Fitted(journal.rows, chosen, seconds, module.sequences, module.solved)
 
 
 @contextmanager
@@ -148,8 +157,8 @@ def _tensorboard(folder: Path) -> Logger:
 def _run(
     trainer: Trainer,
     module: TrainingModule,
-    batches: Batches,
-    validation: Batches | None,
+    batches: Loader,
+    validation: Loader | None,
     resume: Path | None,
 ) -> None:
     """`Trainer.fit`, with Ctrl-C as the KeyboardInterrupt that it is."""

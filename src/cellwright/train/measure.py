@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from cellwright.engines import choice
 from cellwright.train.batches import Batches
+from cellwright.train.examples import Batch, Examples, Loader
 from cellwright.train.objectives import Objective
 from cellwright.train.series import SeriesSet
 from cellwright.train.settings import Settings, check_engine
@@ -20,16 +22,18 @@ _BATCH = 64  # fixed: the last bits of a result may depend on the size of a batc
 
 @dataclass(frozen=True)
 class Measured:
-    """A mean over all series of a set.
+    """Means over all sequences of a set.
 
     Attributes:
         loss, metric: as the objective defines them.
-        count: number of series.
+        count: number of sequences.
+        wrong: sequences that are not right; None where the objective does not say.
     """
 
     loss: float
     metric: float
     count: int
+    wrong: int | None = None
 
 
 @contextmanager
@@ -57,30 +61,59 @@ def run_as(settings: Settings, engine: str | None = None) -> Iterator[None]:
         yield
 
 
-@torch.no_grad()
-def outputs(model: nn.Module, series: SeriesSet) -> Tensor:
-    """What the model says to each series, (series, classes) for a classifier."""
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Inside the block the model is in evaluation mode and no gradient is followed."""
     was_training = model.training
     model.eval()
     try:
-        found = [model(x, lengths) for x, lengths, _ in Batches(series, None, _BATCH)]
+        with torch.no_grad():
+            yield
     finally:
         model.train(was_training)
-    return torch.cat(found)
+
+
+def outputs(model: nn.Module, series: SeriesSet) -> Tensor:
+    """What the model says to each series, (series, classes) for a classifier."""
+    unlabelled = Batches(series.inputs(), torch.zeros(len(series), dtype=torch.int64), _BATCH)
+    with evaluating(model):
+        return torch.cat([model(batch.x, batch.lengths) for batch in unlabelled])
 
 
 def measure(
-    model: nn.Module, objective: Objective, series: SeriesSet, classes: tuple[str, ...]
+    model: nn.Module, objective: Objective, examples: Examples, classes: tuple[str, ...]
 ) -> Measured:
-    """Loss and metric on labelled series.
+    """Loss and metric on sequences with targets.
 
     Raises:
         DataError: a series has no label, or one that is not among the classes.
     """
-    targets = torch.from_numpy(series.targets(classes))
-    found = outputs(model, series)
+    loss = metric = 0.0
+    things = wrong = 0
+    with evaluating(model):
+        for batch, found in answers(model, examples.batches(_BATCH, None, classes)):
+            count = objective.count(batch.targets)
+            if not count:
+                continue
+            things += count
+            loss += objective.loss(found, batch.targets).item() * count
+            metric += objective.metric(found, batch.targets).item() * count
+            if objective.right is not None:
+                wrong += int((~objective.right(found, batch.targets)).sum())
     return Measured(
-        loss=objective.loss(found, targets).item(),
-        metric=objective.metric(found, targets).item(),
-        count=len(series),
+        loss=loss / things,
+        metric=metric / things,
+        count=len(examples),
+        wrong=wrong if objective.right is not None else None,
     )
+
+
+def answers(model: Any, loader: Loader) -> Iterator[tuple[Batch, Tensor]]:
+    """Each batch with the model's outputs; states are carried over where the batches say so."""
+    state = None
+    for batch in loader:
+        if batch.reset is None:
+            yield batch, model(batch.x, batch.lengths)
+        else:
+            found, state = model.carry(batch.x, batch.lengths, batch.reset, state)
+            yield batch, found

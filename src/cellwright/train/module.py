@@ -13,22 +13,37 @@ from torch import Tensor, nn
 
 from cellwright.errors import CheckpointError, UsageError
 from cellwright.train import storage
-from cellwright.train.batches import Batches, seed_everything
+from cellwright.train.batches import seed_everything
+from cellwright.train.examples import Batch, Loader
 from cellwright.train.objectives import Objective
 from cellwright.train.settings import Settings
 
 KIND = "cellwright-training-state"
 
+_PROGRESS = ("sequences", "right_in_a_row", "solved")
+_OPTIMIZERS: dict[str, Any] = {
+    "adamw": torch.optim.AdamW,
+    "adam": torch.optim.Adam,
+    "rmsprop": torch.optim.RMSprop,
+    "sgd": torch.optim.SGD,
+}
+
 
 class TrainingModule(LightningModule):
-    """One model, trained by AdamW under a rising and falling learning rate.
+    """One model, its optimiser, and how far training has come.
 
     Args:
-        model: takes (x, lengths).
+        model: takes (x, lengths), and where states are carried over has a method ``carry``.
         objective: its loss and metric.
         settings: of the optimiser.
         batches: the training batches.
         identity: plain values that tell whether a checkpoint belongs to this model.
+        streak: stop when so many sequences in a row were right; None to go on.
+
+    Attributes:
+        sequences: how many have been trained on.
+        right_in_a_row: how many of them have been right since the last wrong one.
+        solved: whether training has stopped for that reason.
     """
 
     def __init__(
@@ -36,46 +51,71 @@ class TrainingModule(LightningModule):
         model: nn.Module,
         objective: Objective,
         settings: Settings,
-        batches: Batches,
+        batches: Loader,
         identity: dict[str, Any],
+        streak: int | None = None,
     ):
         super().__init__()
-        self.model = model
+        self.model: Any = model
         self.objective, self.settings, self.identity = objective, settings, identity
         self.batches = batches
         self.steps = len(batches) * settings.epochs
+        self.streak = streak
+        self.sequences = self.right_in_a_row = 0
+        self.solved = False
+        self._state: Any = None
 
     def on_train_epoch_start(self) -> None:
         self.batches.epoch = self.current_epoch
         seed_everything(self.settings.seed, self.current_epoch)
 
-    def training_step(self, batch: tuple[Tensor, Tensor, Tensor], batch_idx: int) -> Tensor:
-        loss = self._measure("train", batch)
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        loss, outputs = self._measure("train", batch)
         if not torch.isfinite(loss):
             raise UsageError(
                 f"the loss became {loss.item()} in epoch {self.current_epoch + 1}: training has "
                 f"diverged; try a smaller --learning-rate than {self.settings.learning_rate:g}"
             )
+        self._count(batch, outputs)
         return loss
 
-    def validation_step(self, batch: tuple[Tensor, Tensor, Tensor], batch_idx: int) -> None:
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
         self._measure("validation", batch)
 
-    def _measure(self, part: str, batch: tuple[Tensor, Tensor, Tensor]) -> Tensor:
-        x, lengths, targets = batch
-        outputs = self.model(x, lengths)
-        loss = self.objective.loss(outputs, targets)
-        metric = self.objective.metric(outputs.detach(), targets)
+    def _measure(self, part: str, batch: Batch) -> tuple[Tensor, Tensor]:
+        if batch.reset is None:
+            outputs = self.model(batch.x, batch.lengths)
+        else:
+            outputs, state = self.model.carry(batch.x, batch.lengths, batch.reset, self._state)
+            self._state = tuple(each.detach() for each in state)
+        loss = self.objective.loss(outputs, batch.targets)
+        metric = self.objective.metric(outputs.detach(), batch.targets)
         values = {f"{part}_loss": loss.detach(), f"{part}_{self.objective.metric_name}": metric}
-        self.log_dict(values, on_step=False, on_epoch=True, batch_size=len(targets))
-        return loss
+        count = self.objective.count(batch.targets)
+        self.log_dict(values, on_step=False, on_epoch=True, batch_size=count)
+        return loss, outputs.detach()
+
+    def _count(self, batch: Batch, outputs: Tensor) -> None:
+        """Count the sequences, and those in a row that were right before they were learnt from."""
+        self.sequences += len(batch.lengths)
+        if self.streak is None or self.objective.right is None:
+            return
+        right = self.objective.right(outputs, batch.targets).tolist()
+        last_wrong = max((i for i, each in enumerate(right) if not each), default=None)
+        if last_wrong is None:
+            self.right_in_a_row += len(right)
+        else:
+            self.right_in_a_row = len(right) - 1 - last_wrong
+        if self.right_in_a_row >= self.streak:
+            self.solved = self.trainer.should_stop = True
 
     def configure_optimizers(self) -> Any:
-        optimiser = torch.optim.AdamW(
-            self.model.parameters(),
-            lr=self.settings.learning_rate,
-            weight_decay=self.settings.weight_decay,
-        )
+        settings = self.settings
+        options: dict[str, Any] = {"lr": settings.learning_rate}
+        if settings.optimizer in ("rmsprop", "sgd"):
+            options["momentum"] = settings.momentum
+        make = _OPTIMIZERS[settings.optimizer]
+        optimiser = make(self.parameters(), weight_decay=settings.weight_decay, **options)
         schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, self.rate)
         return {
             "optimizer": optimiser,
@@ -83,7 +123,9 @@ class TrainingModule(LightningModule):
         }
 
     def rate(self, step: int) -> float:
-        """The learning rate at a step, as a part of the largest: linear rise, cosine fall."""
+        """The learning rate at a step, as a part of the largest."""
+        if self.settings.schedule == "constant":
+            return 1.0
         rise = max(1, round(0.1 * self.steps))
         if step < rise:
             return (step + 1) / rise
@@ -91,6 +133,8 @@ class TrainingModule(LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["identity"] = self.identity
+        checkpoint["progress"] = {name: getattr(self, name) for name in _PROGRESS}
+        checkpoint["carried"] = self._state
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         for name, here in self.identity.items():
@@ -100,6 +144,9 @@ class TrainingModule(LightningModule):
                     f"the checkpoint belongs to another run, with another {name}: "
                     f"expected {here!r}, got {found!r}"
                 )
+        for name in _PROGRESS:
+            setattr(self, name, checkpoint["progress"][name])
+        self._state = checkpoint["carried"]
 
 
 class SafetensorsIO(CheckpointIO):

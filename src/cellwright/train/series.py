@@ -6,8 +6,10 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
+import torch
 
 from cellwright.errors import DataError
+from cellwright.train.batches import Batches
 
 
 @dataclass(frozen=True, eq=False)
@@ -117,6 +119,21 @@ class SeriesSet:
                     f"the labels there are {shortened(classes)}"
                 )
         return np.array([number[label] for label in self.labels], dtype=np.int64)
+
+    def batches(
+        self, batch_size: int, seed: int | None = None, classes: Sequence[str] | None = None
+    ) -> Batches:
+        """The series as batches with their labels' numbers; see `Examples.batches`.
+
+        Raises:
+            DataError: see `targets`.
+        """
+        targets = torch.from_numpy(self.targets(self.classes if classes is None else classes))
+        return Batches(self.inputs(), targets, batch_size, seed)
+
+    def inputs(self) -> list[torch.Tensor]:
+        """The values as float32 tensors."""
+        return [torch.from_numpy(each).float() for each in self.values]
 
 
 def sorted_labels(labels: Iterable[str]) -> tuple[str, ...]:

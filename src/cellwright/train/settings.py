@@ -10,6 +10,12 @@ from typing import Any
 from cellwright.errors import UsageError
 
 POOLINGS = ("last", "mean", "max", "mean-max")
+OPTIMIZERS = ("adamw", "adam", "rmsprop", "sgd")
+SCHEDULES = ("cosine", "constant")
+LAYER_OPTIONS = (
+    "recurrent_dropout", "zoneout", "layer_norm", "heads", "learn_initial_state", "init",
+    "grad_clip", "precision", "save",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -29,14 +35,21 @@ class Settings:
             steps of a series.
         crop: largest share of a series' steps that training leaves out, at its two ends.
         epochs, batch_size: of training.
-        learning_rate: the largest; it rises over the first tenth of training and falls to zero
-            along a cosine.
-        weight_decay: of AdamW.
+        optimizer: "adamw", "adam", "rmsprop" or "sgd".
+        momentum: of "rmsprop" and "sgd".
+        learning_rate: the largest.
+        schedule: "cosine" (the learning rate rises over the first tenth of training and falls to
+            zero along a cosine) or "constant".
+        weight_decay: of the optimiser.
         gradient_clip: largest norm of the gradient.
+        tbptt: steps of a window in truncated backpropagation through time: states are carried
+            over from window to window, gradients are not. None for whole sequences.
         validation: share of the training series set apart to choose the best epoch by.
         seed: of weights, order, noise and splits.
         threads: torch's threads.
         engine: the name of the engine; None for the one that suits.
+        layer: other options of the recurrent layer, as ``{"init": "chrono:100"}``; see
+            `cellwright.nn.Recurrent`.
 
     Raises:
         UsageError: a value is out of range; the message names the option.
@@ -65,28 +78,47 @@ class Settings:
     seed: int = 0
     threads: int = 1
     engine: str | None = None
+    optimizer: str = "adamw"
+    momentum: float = 0.0
+    schedule: str = "cosine"
+    tbptt: int | None = None
+    layer: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         for name in ("hidden_size", "num_layers", "epochs", "batch_size", "threads"):
-            _check_whole(name, getattr(self, name), 1)
-        _check_whole("seed", self.seed, 0, 2**32 - 1)
+            check_whole(name, getattr(self, name), 1)
+        check_whole("seed", self.seed, 0, 2**32 - 1)
         for name, (low, high, open_ends) in _RANGES.items():
-            _check_number(name, getattr(self, name), low, high, open_ends)
+            check_number(name, getattr(self, name), low, high, open_ends)
         if not isinstance(self.cell, str) or not self.cell:
             raise UsageError(f"--cell: expected a name or path.py:cell, got {self.cell!r}")
         if not isinstance(self.bidirectional, bool):
             raise UsageError(f"--bidirectional: expected true or false, got {self.bidirectional!r}")
-        if self.pooling not in POOLINGS:
-            raise UsageError(
-                f"--pooling: expected one of {', '.join(POOLINGS)}, got {self.pooling!r}"
-            )
+        for name, known in (
+            ("pooling", POOLINGS), ("optimizer", OPTIMIZERS), ("schedule", SCHEDULES)
+        ):  # fmt: skip
+            if getattr(self, name) not in known:
+                raise UsageError(
+                    f"{option(name)}: expected one of {', '.join(known)}, "
+                    f"got {getattr(self, name)!r}"
+                )
+        if self.tbptt is not None:
+            check_whole("tbptt", self.tbptt, 1)
+        if not isinstance(self.layer, Mapping):
+            raise UsageError(f"--layer: expected names with values, got {self.layer!r}")
+        for name in self.layer:
+            if name not in LAYER_OPTIONS:
+                raise UsageError(
+                    f"--layer: expected one of {', '.join(LAYER_OPTIONS)}, got {name!r}"
+                )
         if not isinstance(self.sizes, Mapping):
             raise UsageError(f"--size: expected names with numbers, got {self.sizes!r}")
         for name, value in self.sizes.items():
-            _check_whole(f"size {name}", value, 1)
+            check_whole(f"size {name}", value, 1)
         if self.engine is not None:
             check_engine(self.engine)
         object.__setattr__(self, "sizes", dict(self.sizes))
+        object.__setattr__(self, "layer", dict(self.layer))
 
     def replace(self, **changes: Any) -> Settings:
         """A copy with other values."""
@@ -107,11 +139,14 @@ class Settings:
         for name in values:
             if name not in known:
                 raise UsageError(f"unknown setting {name!r}; known are {', '.join(known)}")
-        missing = [name for name in known if name not in values]
+        missing = [name for name in known if name not in values and name not in _ADDED]
         if missing:
             raise UsageError(f"the setting {missing[0]!r} is missing")
         return cls(**values)
 
+
+# Settings of which runs made by version 0.1.0 have no record; their defaults are what was then.
+_ADDED = ("optimizer", "momentum", "schedule", "tbptt", "layer")
 
 _RANGES = {  # name: lowest, highest, whether the ends are left out
     "dropout": (0.0, 1.0, "high"),
@@ -119,6 +154,7 @@ _RANGES = {  # name: lowest, highest, whether the ends are left out
     "offset": (0.0, math.inf, "high"),
     "crop": (0.0, 1.0, "high"),
     "learning_rate": (0.0, math.inf, "both"),
+    "momentum": (0.0, 1.0, "high"),
     "weight_decay": (0.0, math.inf, "high"),
     "gradient_clip": (0.0, math.inf, "both"),
     "validation": (0.0, 1.0, "high"),
@@ -130,14 +166,22 @@ def option(name: str) -> str:
     return "--" + name.replace("_", "-")
 
 
-def _check_whole(name: str, value: object, low: int, high: int | None = None) -> None:
+def check_whole(name: str, value: object, low: int, high: int | None = None) -> None:
+    """Raise `UsageError` unless a setting is a whole number in a range."""
     fits = isinstance(value, int) and not isinstance(value, bool) and value >= low
     if not fits or (high is not None and int(value) > high):  # type: ignore[call-overload]
         upper = f" to {high}" if high is not None else " or more"
         raise UsageError(f"{option(name)}: expected a whole number, {low}{upper}, got {value!r}")
 
 
-def _check_number(name: str, value: object, low: float, high: float, open_ends: str) -> None:
+def check_number(name: str, value: object, low: float, high: float, open_ends: str) -> None:
+    """Raise `UsageError` unless a setting is a number in a range.
+
+    Args:
+        name, value: the setting.
+        low, high: the range's ends.
+        open_ends: which ends are left out: "high" or "both".
+    """
     fits = isinstance(value, (int, float)) and not isinstance(value, bool)
     if fits:
         number = float(value)  # type: ignore[arg-type]
@@ -159,4 +203,4 @@ def check_engine(name: object) -> None:
 
 def check_share(name: str, value: float) -> None:
     """Raise `UsageError` unless a share lies between 0 and 1, both left out."""
-    _check_number(name, value, 0.0, 1.0, "both")
+    check_number(name, value, 0.0, 1.0, "both")

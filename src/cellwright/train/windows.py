@@ -1,0 +1,60 @@
+"""Truncated backpropagation through time: long sequences as windows, states carried over."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+
+from cellwright.errors import UsageError
+from cellwright.train.examples import Batch, Loader
+
+
+class Windows:
+    """The batches of a loader, cut into windows of so many steps.
+
+    The states are reset at the first step of each batch. A sequence that has ended has length 0
+    in the windows that are left.
+
+    Args:
+        loader: batches of whole sequences, with a target a step.
+        steps: of a window; the last one of a batch may have fewer.
+
+    Raises:
+        UsageError: a batch has one target a sequence, which only its last window could be
+            trained for.
+    """
+
+    def __init__(self, loader: Loader, steps: int):
+        self.loader, self.steps = loader, steps
+
+    @property
+    def epoch(self) -> int:
+        """The epoch, which decides on the order."""
+        return self.loader.epoch
+
+    @epoch.setter
+    def epoch(self, value: int) -> None:
+        self.loader.epoch = value
+
+    def __len__(self) -> int:
+        return len(self.loader)
+
+    def __iter__(self) -> Iterator[Batch]:
+        for batch in self.loader:
+            yield from self._cut(batch)
+
+    def _cut(self, batch: Batch) -> Iterator[Batch]:
+        T, B = batch.x.shape[:2]
+        if batch.targets.dim() < 2 or batch.targets.shape[:2] != (T, B):
+            raise UsageError(
+                "--tbptt: the task has one target a sequence, and windows need one a step; "
+                "leave --tbptt out"
+            )
+        begins = torch.zeros(T, B, dtype=torch.bool)
+        begins[0] = True
+        for first in range(0, T, self.steps):
+            window = slice(first, first + self.steps)
+            x = batch.x[window]
+            left = (batch.lengths - first).clamp(0, len(x))
+            yield Batch(x, left, batch.targets[window], begins[window])
