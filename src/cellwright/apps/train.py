@@ -9,16 +9,23 @@ from typer import Argument, Context, Option
 
 from cellwright.apps import show
 from cellwright.errors import UsageError
-from cellwright.train.settings import POOLINGS, Settings
+from cellwright.train.settings import (
+    LAYER_OPTIONS,
+    OPTIMIZERS,
+    POOLINGS,
+    SCHEDULES,
+    Settings,
+)
 
 if TYPE_CHECKING:
     from cellwright.tasks.runs import Run
+    from cellwright.train.objectives import Objective
 
 _DEFAULT = Settings()
 _SETTINGS = (
     "cell", "hidden_size", "num_layers", "bidirectional", "pooling", "dropout", "epochs",
     "batch_size", "learning_rate", "weight_decay", "noise", "offset", "crop", "validation",
-    "seed", "threads", "engine",
+    "seed", "threads", "engine", "optimizer", "momentum", "schedule", "gradient_clip", "tbptt",
 )  # fmt: skip
 _MODEL, _TRAINING, _DATA, _RUN = "Model", "Training", "Data of your own", "Run"
 
@@ -33,8 +40,19 @@ def train(
         str | None,
         Argument(
             metavar="TASK|FILE",
-            help="A task (see: cellwright tasks), or a .ts or long CSV file of your own.",
+            help="A task (see: cellwright tasks), path/to/file.py:task of your own, or a .ts or "
+            "long CSV file.",
             show_default=False,
+        ),
+    ] = None,
+    options: Annotated[
+        list[str] | None,
+        Option(
+            "--with",
+            help="An option of the task, as length=500.",
+            metavar="NAME=VALUE",
+            show_default="see cellwright tasks TASK",
+            rich_help_panel=_DATA,
         ),
     ] = None,
     cell: Annotated[
@@ -57,16 +75,36 @@ def train(
     dropout: Annotated[
         float, _option("Dropout between layers and before the head.", _MODEL)
     ] = _DEFAULT.dropout,
+    layer: Annotated[
+        list[str] | None,
+        _option(
+            f"An option of the layer, as init=chrono:100: {', '.join(LAYER_OPTIONS)}.",
+            _MODEL,
+            metavar="NAME=VALUE",
+        ),
+    ] = None,
     epochs: Annotated[
         int, _option("Times through the training series.", _TRAINING)
     ] = _DEFAULT.epochs,
     batch_size: Annotated[int, _option("Series in a batch.", _TRAINING)] = _DEFAULT.batch_size,
+    optimizer: Annotated[
+        str, _option(f"One of {', '.join(OPTIMIZERS)}.", _TRAINING)
+    ] = _DEFAULT.optimizer,
+    momentum: Annotated[float, _option("Of rmsprop and sgd.", _TRAINING)] = _DEFAULT.momentum,
     learning_rate: Annotated[
         float, _option("The largest learning rate.", _TRAINING)
     ] = _DEFAULT.learning_rate,
-    weight_decay: Annotated[
-        float, _option("Weight decay of AdamW.", _TRAINING)
-    ] = _DEFAULT.weight_decay,
+    schedule: Annotated[
+        str, _option(f"Of the learning rate: {', '.join(SCHEDULES)}.", _TRAINING)
+    ] = _DEFAULT.schedule,
+    gradient_clip: Annotated[
+        float, _option("Largest norm of the gradient.", _TRAINING)
+    ] = _DEFAULT.gradient_clip,
+    tbptt: Annotated[
+        int | None,
+        _option("Cut gradients after so many steps; states go on.", _TRAINING, "whole sequences"),
+    ] = _DEFAULT.tbptt,
+    weight_decay: Annotated[float, _option("Weight decay.", _TRAINING)] = _DEFAULT.weight_decay,
     noise: Annotated[
         float | None,
         _option("Noise on each standardised value.", _TRAINING, f"the task's, or {_DEFAULT.noise}"),
@@ -115,11 +153,16 @@ def train(
         str | None, _option("CSV: the label's column.", _DATA, "by its name")
     ] = None,
 ) -> None:
-    """Train a model on a task or on a file of your own."""
+    """Train a model on a task or on a file of your own.
+
+    A task may have other defaults than those shown here: cellwright tasks TASK lists them.
+    """
     given = locals()
     changes = {name: given[name] for name in _SETTINGS if _is_given(context, name)}
     if size:
         changes["sizes"] = parse_sizes(size)
+    if layer:
+        changes["layer"] = parse_values(layer, "--layer")
     if source is None and not resume:
         raise UsageError(f"which task or file? {_known_tasks()}")
     if resume and overwrite:
@@ -131,26 +174,29 @@ def train(
     from cellwright.tasks import runs
     from cellwright.tasks.long_csv import Columns
     from cellwright.tasks.sources import Source
+    from cellwright.train import objectives
 
     columns = Columns(series_column, time_column, label_column)
     parsed = None
     if source is not None:
-        parsed = Source.parse(source, None if test is None else str(test), test_share, columns)
+        parsed = Source.parse(source, None if test is None else str(test), test_share, columns,
+                              parse_values(options or [], "--with"))  # fmt: skip
     if resume and output is not None:
         run = runs.reopen(output, parsed, changes, tensorboard=tensorboard)
         if not isinstance(run, runs.Run):
             from cellwright.train import folder
 
             show.say("This run has ended; there is nothing to resume.")
-            _show_results(folder.read_metrics(run))
+            metrics = folder.read_metrics(run)
+            _show_results(metrics, objectives.get(metrics.get("objective", "classification")))
             return
     else:
         assert parsed is not None
         run = runs.prepare(parsed, changes, output, overwrite=overwrite, tensorboard=tensorboard)
     _announce(run)
-    metrics = runs.execute(run, show.out)
-    _show_results(metrics)
-    _show_published(run)
+    objective = objectives.get(run.source.objective)
+    _show_results(runs.execute(run, show.out), objective)
+    _show_published(run, objective)
     show.say(f"\nResults are in {run.folder.path}")
 
 
@@ -175,6 +221,30 @@ def parse_sizes(given: list[str]) -> dict[str, int]:
     return sizes
 
 
+def parse_values(given: list[str], said: str) -> dict[str, Any]:
+    """``["length=500", "noise=0.1", "init=orthogonal", "peephole=false"]`` as a dict.
+
+    Raises:
+        UsageError: something else was given.
+    """
+    values: dict[str, Any] = {}
+    for each in given:
+        name, separator, text = each.partition("=")
+        if not separator or not name or not text:
+            raise UsageError(f"{said}: expected NAME=VALUE, got {each!r}")
+        values[name.strip()] = _value(text.strip())
+    return values
+
+
+def _value(text: str) -> Any:
+    for read in (int, float):
+        try:
+            return read(text)
+        except ValueError:
+            continue
+    return {"true": True, "false": False}.get(text.lower(), text)
+
+
 def _known_tasks() -> str:
     from cellwright import tasks
 
@@ -189,10 +259,13 @@ def _announce(run: Run) -> None:
             f" (a share of {source.test_share:g} of each label, drawn with seed {settings.seed})"
         )
     validation = "" if run.validation is None else f", {len(run.validation)} for validation"
+    outputs = "labels" if source.objective == "classification" else "outputs"
     show.say(
         f"{source.name}: {len(run.train)} training series{validation}, {test}, "
-        f"{run.train.num_features} features, {len(run.train.classes)} labels"
+        f"{len(run.train.features)} features, {len(run.train.classes)} {outputs}"
     )
+    if source.options:
+        show.say(", ".join(f"{name} {value}" for name, value in source.options.items()))
     if source.train is not None and source.test is None:
         beside = _file_beside(Path(source.train))
         if beside is not None:
@@ -211,26 +284,36 @@ def _file_beside(path: Path) -> Path | None:
     return beside if beside != path and beside.exists() else None
 
 
-def _show_results(metrics: dict[str, Any]) -> None:
+def _show_results(metrics: dict[str, Any], objective: Objective) -> None:
     metric = metrics["metric"]
+    columns = {"": "left", "series": "right", metric: "right", "loss": "right"}
     rows = []
     for part in ("train", "validation", "test"):
         if f"{part}_loss" in metrics:
             rows.append([
                 part,
                 str(metrics[f"{part}_series"]),
-                f"{metrics[f'{part}_{metric}']:.2%}",
+                objective.show(metrics[f"{part}_{metric}"]),
                 f"{metrics[f'{part}_loss']:.4f}",
             ])  # fmt: skip
+            if f"{part}_wrong" in metrics:
+                columns["wrong"] = "right"
+                rows[-1].append(str(metrics[f"{part}_wrong"]))
     show.say()
-    show.table({"": "left", "series": "right", metric: "right", "loss": "right"}, rows)
+    show.table(columns, rows)
     show.say(
         f"\n{metrics['parameters']:,} parameters, epoch {metrics['epoch_of_weights']} of "
         f"{metrics['epochs']}, {metrics['seconds']:.1f} s on the {metrics['engine']} engine"
     )
+    if metrics.get("solved"):
+        show.say(f"Solved after {metrics['sequences']:,} sequences")
 
 
-def _show_published(run: Run) -> None:
-    if run.source.published:
-        values = ", ".join(f"{each.method} {each.value:.1%}" for each in run.source.published)
-        show.say(f"Published: {values} ({run.source.published[0].source})")
+def _show_published(run: Run, objective: Objective) -> None:
+    values = [
+        f"{each.method} {objective.show(each.value)}"
+        for each in run.source.published
+        if not each.measure
+    ]
+    if values:
+        show.say(f"Published: {', '.join(values)} ({run.source.published[0].source})")

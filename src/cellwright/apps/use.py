@@ -39,10 +39,15 @@ def evaluate(
 
     found, description, name = use.evaluate(run, data, cell, engine)
     show.say(f"{description.cell} trained on {description.task}, measured on {name}")
-    show.table(
-        {"series": "right", "accuracy": "right", "loss": "right"},
-        [[str(found.count), f"{found.metric:.2%}", f"{found.loss:.4f}"]],
-    )
+    from cellwright.train import objectives
+
+    objective = objectives.get(description.objective)
+    columns = {"series": "right", objective.metric_name: "right", "loss": "right"}
+    values = [str(found.count), objective.show(found.metric), f"{found.loss:.4f}"]
+    if found.wrong is not None:
+        columns["wrong"] = "right"
+        values.append(str(found.wrong))
+    show.table(columns, [values])
 
 
 def predict(

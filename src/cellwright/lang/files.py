@@ -1,4 +1,4 @@
-"""Cells in a user's own file: find the file, run it as a module, pick the cell out."""
+"""What a user has in a file: find the file, run it as a module, pick the cell or task out."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import sys
 import traceback
 import types
 from pathlib import Path
+from typing import TypeVar
 
 from cellwright.errors import CellError, CellwrightError, UsageError
 from cellwright.lang.spec import CellSpec
@@ -16,23 +17,42 @@ DIGEST = "__cellwright_digest__"  # in a module that was run here: a hash of its
 
 def load_from_file(reference: str) -> CellSpec:
     """Return the cell that "path/to/file.py:cell_name" or "path/to/file.py" refers to."""
-    path, name = _split(reference)
+    return find_in_file(reference, CellSpec, "cell", "@cell(state=...)")
+
+
+Kind = TypeVar("Kind")
+
+
+def find_in_file(reference: str, kind: type[Kind], word: str, decorator: str) -> Kind:
+    """Return the object that "path/to/file.py:name" or "path/to/file.py" refers to.
+
+    Args:
+        reference: the file and, unless there is only one object of the kind in it, the name.
+        kind: its type.
+        word: what a user calls it.
+        decorator: what makes one of a function.
+
+    Raises:
+        UsageError: there is no such file, or nothing of that name and kind in it.
+        CellError: running the file raised an error.
+    """
+    path, name = _split(reference, word)
     module = _run_once(path)
-    cells = {key: value for key, value in vars(module).items() if isinstance(value, CellSpec)}
-    found = f"cells in the file: {', '.join(cells) or 'none'}"
+    known = {key: value for key, value in vars(module).items() if isinstance(value, kind)}
+    found = f"{word}s in the file: {', '.join(known) or 'none'}"
     if name is None:
-        if len(cells) == 1:
-            return next(iter(cells.values()))
-        raise UsageError(f"which cell of {path}? write '{path}:cell_name'; {found}")
-    if name in cells:
-        return cells[name]
+        if len(known) == 1:
+            return next(iter(known.values()))
+        raise UsageError(f"which {word} of {path}? write '{path}:{word}_name'; {found}")
+    if name in known:
+        return known[name]
     if name in vars(module):
-        kind = type(getattr(module, name)).__name__
+        other = type(getattr(module, name)).__name__
         raise UsageError(
-            f"{name!r} in {path} is a {kind}, not a cell; a cell has @cell(state=...) above its "
+            f"{name!r} in {path} is a {other}, not a {word}; a {word} has {decorator} above its "
             f"def; {found}"
         )
-    raise UsageError(f"no cell is named {name!r} in {path}; {found}")
+    raise UsageError(f"no {word} is named {name!r} in {path}; {found}")
 
 
 def module_of(path: Path) -> types.ModuleType:
@@ -52,7 +72,7 @@ def _module_name(path: Path) -> str:
     return f"cellwright_file_{path.stem}_{hashlib.sha256(str(path).encode()).hexdigest()[:12]}"
 
 
-def _split(reference: str) -> tuple[Path, str | None]:
+def _split(reference: str, word: str) -> tuple[Path, str | None]:
     head, colon, last = reference.rpartition(":")
     # "C:\cells.py" has a colon and no cell's name.
     name = last if colon and not last.endswith(".py") else None
@@ -61,13 +81,13 @@ def _split(reference: str) -> tuple[Path, str | None]:
     path = Path(head).expanduser()
     if name is not None and not name.isidentifier():
         raise UsageError(
-            f"{reference!r} does not name a cell after the last colon; expected "
-            "'path/to/file.py:cell_name'"
+            f"{reference!r} does not name a {word} after the last colon; expected "
+            f"'path/to/file.py:{word}_name'"
         )
     if not path.exists():
         raise UsageError(f"no file {path} (from {reference!r}, in the folder {Path.cwd()})")
     if not path.is_file():
-        raise UsageError(f"{path} is not a file; expected 'path/to/file.py:cell_name'")
+        raise UsageError(f"{path} is not a file; expected 'path/to/file.py:{word}_name'")
     return path.resolve(), name
 
 

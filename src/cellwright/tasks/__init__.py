@@ -1,9 +1,14 @@
-"""The tasks, by name; a task's module is imported when it is asked for."""
+"""The tasks: those that come with the package, those of installed packages, and users' own.
+
+A task's module is imported when the task is asked for.
+"""
 
 from __future__ import annotations
 
 import difflib
+from functools import cache
 from importlib import import_module
+from importlib.metadata import EntryPoint, entry_points
 from typing import TYPE_CHECKING
 
 from cellwright.errors import UsageError
@@ -11,23 +16,44 @@ from cellwright.errors import UsageError
 if TYPE_CHECKING:
     from cellwright.tasks.task import Task
 
-__all__ = ["get", "names"]
+__all__ = ["get", "is_reference", "names"]
 
-# Each module has a Task named TASK.
-_MODULES = {"japanese-vowels": "japanese_vowels"}
+# name of the task -> "module:attribute"
+_BUILT_IN = {
+    "japanese-vowels": "japanese_vowels:japanese_vowels",
+}
+GROUP = "cellwright.tasks"
+"""The entry point group in which another package names its tasks."""
 
 
 def names() -> list[str]:
-    """Names of all tasks.
+    """Names of all tasks: the package's own, then those of installed packages.
 
     >>> "japanese-vowels" in names()
     True
     """
-    return list(_MODULES)
+    return [*_BUILT_IN, *(name for name in _installed() if name not in _BUILT_IN)]
+
+
+@cache
+def _installed() -> dict[str, EntryPoint]:
+    return {each.name: each for each in entry_points(group=GROUP)}
+
+
+def is_reference(text: str) -> bool:
+    """Whether a text names a task in a file, as "path/to/file.py:task_name" does.
+
+    >>> is_reference("mine.py:parity"), is_reference("adding")
+    (True, False)
+    """
+    return text.endswith(".py") or ".py:" in text
 
 
 def get(name: str) -> Task:
-    """The task of that name.
+    """The task of that name, or the one in a file of the user's own.
+
+    Args:
+        name: a name, or "path/to/file.py:task_name". The file is Python and is run.
 
     Raises:
         UsageError: there is none; the message names those that there are.
@@ -35,10 +61,32 @@ def get(name: str) -> Task:
     >>> get("japanese-vowels").metric
     'accuracy'
     """
-    if name not in _MODULES:
-        near = difflib.get_close_matches(name, _MODULES, n=1)
-        hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(_MODULES)}"
+    if is_reference(name):
+        from cellwright.lang.files import find_in_file
+        from cellwright.tasks.task import Task
+
+        return find_in_file(name, Task, "task", "@task(...)")
+    if name in _BUILT_IN:
+        module, attribute = _BUILT_IN[name].split(":")
+        found: Task = getattr(import_module(f"{__name__}.{module}"), attribute)
+        return found
+    if name in _installed():
+        return _from_package(_installed()[name])
+    near = difflib.get_close_matches(name, names(), n=1)
+    hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(names())}"
+    raise UsageError(
+        f"no task is named {name!r}; {hint} (a task of your own is path/to/file.py:task_name, a "
+        "data file of your own ends in .ts or .csv)"
+    )
+
+
+def _from_package(point: EntryPoint) -> Task:
+    from cellwright.tasks.task import Task
+
+    found = point.load()
+    if not isinstance(found, Task):
         raise UsageError(
-            f"no task is named {name!r}; {hint} (a data file of your own ends in .ts or .csv)"
+            f"the task {point.name!r} of the package {point.module} is a {type(found).__name__}; "
+            f"its entry point in the group {GROUP!r} has to name a task"
         )
-    return import_module(f"{__name__}.{_MODULES[name]}").TASK
+    return found

@@ -4,33 +4,22 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from cellwright.tasks.task import Data, Published, Task
+from cellwright.tasks.task import Data, Published, task
 from cellwright.tasks.ts_file import read_ts
 
 _FOLDER = Path(__file__).parent / "data" / "japanese-vowels"
-
-
-def load() -> Data:
-    """The published split: 270 series for training, 370 for testing, 12 features."""
-    return Data(
-        train=read_ts(_FOLDER / "JapaneseVowels_TRAIN.ts.gz"),
-        test=read_ts(_FOLDER / "JapaneseVowels_TEST.ts.gz"),
-    )
-
-
 _FAWAZ = "Ismail Fawaz et al. 2019, Deep learning for time series classification: a review"
 
-TASK = Task(
-    name="japanese-vowels",
+
+@task(
+    "japanese-vowels",
     title="Which of nine speakers said it: 12 cepstrum coefficients, 7 to 29 frames",
     source=(
         "Kudo, Toyama & Shimbo 1999, Multidimensional curve classification using "
         "passing-through regions; UCI Machine Learning Repository"
     ),
     licence="CC BY 4.0",
-    load=load,
     objective="classification",
-    metric="accuracy",
     # Chosen by cross-validation inside the training series: for each speaker, ten utterances in
     # a row were left out and the other twenty trained on. The test series had no part in it.
     defaults={"noise": 0.5, "offset": 0.4, "crop": 0.3},
@@ -41,3 +30,9 @@ TASK = Task(
         Published("TWIESN", 0.965, _FAWAZ, "mean of ten runs"),
     ),
 )
+def japanese_vowels() -> Data:
+    """The published split: 270 series for training, 370 for testing, 12 features."""
+    return Data(
+        train=read_ts(_FOLDER / "JapaneseVowels_TRAIN.ts.gz"),
+        test=read_ts(_FOLDER / "JapaneseVowels_TEST.ts.gz"),
+    )

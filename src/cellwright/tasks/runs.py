@@ -11,13 +11,14 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 import cellwright as cw
-from cellwright import cells
+from cellwright import cells, tasks
 from cellwright.errors import CheckpointError, UsageError
 from cellwright.nn import explain
-from cellwright.tasks.sources import Source
+from cellwright.tasks.sources import Source, absolute
 from cellwright.tasks.task import Data
 from cellwright.train import curves, folder, objectives
 from cellwright.train.batches import seed_everything
+from cellwright.train.examples import Examples
 from cellwright.train.fit import NO_TENSORBOARD, fit
 from cellwright.train.folder import RunFolder
 from cellwright.train.measure import Measured, measure, run_as
@@ -44,8 +45,8 @@ class Run:
     source: Source
     settings: Settings
     data: Data
-    train: SeriesSet
-    validation: SeriesSet | None
+    train: Examples
+    validation: Examples | None
     folder: RunFolder
     tensorboard: bool
 
@@ -77,7 +78,7 @@ def prepare(
         >>> len(run.train), run.settings.cell
         (270, 'lstm')
     """
-    settings = Settings(**{**source.defaults, **(changes or {})})
+    settings = source.settings(changes)
     settings = settings.replace(cell=absolute_cell(settings.cell))
     data, source = source.load(settings.seed)
     train, validation = _part(data, settings)
@@ -163,8 +164,7 @@ def _execute(run: Run, console: Console | None) -> dict[str, Any]:
     # An epoch's chance comes from the numbers 0, 1, ...; the weights take one beyond them.
     seed_everything(settings.seed, settings.epochs)
     model: Any = description.build(spec)
-    frames = torch.cat([torch.from_numpy(each) for each in run.train.values])
-    model.standardise.measure(frames)
+    model.prepare(run.train)
     fitted = fit(
         model, objective, run.train, run.validation, description.classes, settings,
         run.folder.work, description.as_dict(),
@@ -176,6 +176,7 @@ def _execute(run: Run, console: Console | None) -> dict[str, Any]:
         "cell": description.cell,
         "seed": settings.seed,
         "engine": _engine(model, settings),
+        "objective": objective.name,
         "metric": objective.metric_name,
         "parameters": sum(each.numel() for each in model.parameters()),
     }
@@ -186,6 +187,8 @@ def _execute(run: Run, console: Console | None) -> dict[str, Any]:
     metrics |= {
         "epochs": settings.epochs,
         "epoch_of_weights": fitted.epoch,
+        "sequences": fitted.sequences,
+        "solved": fitted.solved,
         "threads": settings.threads,
         "seconds": round(fitted.seconds, 3),
     }
@@ -208,19 +211,20 @@ def _engine(model: Any, settings: Settings) -> str:
 
 def as_metrics(part: str, found: Measured, metric_name: str) -> dict[str, float | int]:
     """Flat names for ``metrics.json``: ``test_accuracy``, ``test_loss``, ``test_series``."""
+    wrong = {} if found.wrong is None else {f"{part}_wrong": found.wrong}
     return {
         f"{part}_{metric_name}": found.metric,
         f"{part}_loss": found.loss,
         f"{part}_series": found.count,
+        **wrong,
     }
 
 
 def absolute_cell(reference: str) -> str:
     """A reference to a cell that does not depend on the current folder."""
-    path, separator, name = reference.rpartition(".py")
-    if reference in cells.names() or not separator:
+    if reference in cells.names() or ".py" not in reference:
         return reference
-    return f"{Path(path + separator).absolute()}{name}"
+    return absolute(reference)
 
 
 def _check_sizes(settings: Settings) -> None:
@@ -238,13 +242,17 @@ def _check_sizes(settings: Settings) -> None:
             raise UsageError(f"--size: cell {spec.name} has no size {name!r}; it has {known}")
 
 
-def _part(data: Data, settings: Settings) -> tuple[SeriesSet, SeriesSet | None]:
+def _part(data: Data, settings: Settings) -> tuple[Examples, Examples | None]:
     if not settings.validation:
-        return data.train, None
+        return data.train, data.validation
+    if data.validation is not None:
+        raise UsageError("--validation: the task has its own validation data")
+    if not isinstance(data.train, SeriesSet):
+        raise UsageError("--validation: only labelled series can be parted; leave it out")
     return split_stratified(data.train, settings.validation, settings.seed, stream=3)
 
 
-def _describe(source: Source, settings: Settings, train: SeriesSet) -> Description:
+def _describe(source: Source, settings: Settings, train: Examples) -> Description:
     spec = cells.load(settings.cell)
     return Description(
         task=source.name,
@@ -264,10 +272,13 @@ def _config(source: Source, settings: Settings) -> dict[str, Any]:
 
 def _check_same(path: Path, now: Source, recorded: Source) -> None:
     """Compare what is said again with the record; what is not said again is not compared."""
-    unsaid = Source(task=now.task, train=now.train)
-    for name in ("task", "train", "test", "test_share", "columns"):
+    usual = {} if now.task is None else tasks.get(now.task).options
+    unsaid = Source(task=now.task, options=usual, train=now.train)
+    for name in ("task", "options", "train", "test", "test_share", "columns"):
         said, before = getattr(now, name), getattr(recorded, name)
-        if said != before and (name in ("task", "train") or said != getattr(unsaid, name)):
+        if said != before and (
+            name in ("task", "options", "train") or said != getattr(unsaid, name)
+        ):
             raise UsageError(
                 f"the run in {path} is on {recorded.task or recorded.train}; its data and their "
                 "split cannot change: leave them out to resume it"

@@ -14,7 +14,7 @@ from cellwright.tasks.task import Data, Published
 from cellwright.tasks.text import digest
 from cellwright.tasks.ts_file import read_ts
 from cellwright.train.series import SeriesSet, split_stratified
-from cellwright.train.settings import check_share
+from cellwright.train.settings import Settings, check_share
 
 SUFFIXES = (".ts", ".ts.gz", ".csv", ".csv.gz")
 
@@ -34,6 +34,12 @@ def read_series(path: str | Path, columns: Columns | None = None) -> SeriesSet:
     raise UsageError(f"{path}: expected a file whose name ends in {', '.join(SUFFIXES)}")
 
 
+def absolute(reference: str) -> str:
+    """A reference to something in a file, so that it does not depend on the current folder."""
+    path, separator, name = reference.rpartition(".py")
+    return f"{Path(path + separator).absolute()}{name}"
+
+
 def is_csv(path: str | Path) -> bool:
     """Whether a file's features have names of their own."""
     return str(path).lower().endswith((".csv", ".csv.gz"))
@@ -44,7 +50,8 @@ class Source:
     """A task, or a file with an optional second file for testing.
 
     Attributes:
-        task: the task's name, or None.
+        task: the task's name, or path/to/file.py:name, or None.
+        options: of the task, all of them.
         train, test: the files, or None.
         test_share: share of the series that is tested on where there is no test file.
         columns: of CSV files.
@@ -52,6 +59,7 @@ class Source:
     """
 
     task: str | None = None
+    options: Mapping[str, Any] = field(default_factory=dict)
     train: str | None = None
     test: str | None = None
     test_share: float = 0.2
@@ -65,6 +73,7 @@ class Source:
         test: str | None = None,
         test_share: float | None = None,
         columns: Columns | None = None,
+        options: Mapping[str, Any] | None = None,
     ) -> Source:
         """The source that a command line names.
 
@@ -72,16 +81,20 @@ class Source:
             UsageError: there is no such task, or the options do not go together.
         """
         if not what.lower().endswith(SUFFIXES):
-            if "/" in what or Path(what).exists():
+            own = tasks.is_reference(what)
+            if not own and ("/" in what or Path(what).exists()):
                 raise UsageError(
-                    f"{what}: expected a task ({', '.join(tasks.names())}) or a file whose name "
-                    f"ends in {', '.join(SUFFIXES)}"
+                    f"{what}: expected a task ({', '.join(tasks.names())}), a task of your own "
+                    "(path/to/file.py:task_name) or a file whose name ends in "
+                    f"{', '.join(SUFFIXES)}"
                 )
-            tasks.get(what)
+            task = tasks.get(what)
             for option, value in (("--test", test), ("--test-share", test_share)):
                 if value is not None:
                     raise UsageError(f"{option}: the task {what} has its own test data")
-            return cls(task=what)
+            return cls(task=absolute(what) if own else what, options=task.complete(options or {}))
+        if options:
+            raise UsageError("--with: a data file has no options; they are for tasks")
         if test is not None and test_share is not None:
             raise UsageError("--test-share: all of --test is tested on; leave one of them out")
         if test_share is not None:
@@ -97,19 +110,24 @@ class Source:
     def name(self) -> str:
         """The task's name, or the training file's without its ending."""
         if self.task is not None:
-            return self.task
+            return tasks.get(self.task).name
         name = Path(self.train or "").name
         return name[: name.lower().rindex(".ts" if not is_csv(name) else ".csv")]
 
     @property
     def objective(self) -> str:
         """What to train for."""
-        return "classification" if self.task is None else tasks.get(self.task).objective
+        return "classification" if self.task is None else tasks.get(self.task).objective.name
 
-    @property
-    def defaults(self) -> Mapping[str, Any]:
-        """The task's own settings."""
-        return {} if self.task is None else tasks.get(self.task).defaults
+    def settings(self, changes: Mapping[str, Any] | None = None) -> Settings:
+        """The task's own settings, or the ordinary ones, with these changes.
+
+        Raises:
+            UsageError: a value is out of range.
+        """
+        if self.task is None:
+            return Settings(**(changes or {}))
+        return tasks.get(self.task).settings(changes)
 
     @property
     def published(self) -> tuple[Published, ...]:
@@ -132,7 +150,7 @@ class Source:
             CheckpointError: a file is not the one of which the digest is known.
         """
         if self.task is not None:
-            return tasks.get(self.task).load(), self
+            return tasks.get(self.task).load(**self.options), self
         series = read_series(_near(self.train or ""), self.columns)
         _check_training(series)
         if self.test is None:
@@ -149,7 +167,7 @@ class Source:
     def as_dict(self) -> dict[str, Any]:
         """The source as plain values, for ``config.yaml``."""
         if self.task is not None:
-            return {"task": self.task}
+            return {"task": self.task, "options": dict(self.options)}
         columns = {k: v for k, v in self.columns.__dict__.items() if v is not None}
         split = {"test": self.test} if self.test else {"test_share": self.test_share}
         return {
@@ -163,7 +181,8 @@ class Source:
     def from_dict(cls, values: Mapping[str, Any]) -> Source:
         """The source that `as_dict` gave; TypeError or KeyError if it is not one."""
         if "task" in values:
-            return cls(task=tasks.get(values["task"]).name)
+            task = tasks.get(values["task"])
+            return cls(task=values["task"], options=task.complete(values.get("options", {})))
         return cls(
             train=values["train"],
             test=values.get("test"),

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from cellwright.train.series import SeriesSet
+from cellwright.errors import UsageError
+from cellwright.train import objectives
+from cellwright.train.examples import Examples
+from cellwright.train.objectives import Objective
+from cellwright.train.settings import Settings
 
 
 @dataclass(frozen=True)
@@ -18,44 +23,176 @@ class Published:
         value: the metric, in the task's unit.
         source: where it is published.
         note: in which its setting differs from ours, if it does.
+        measure: what the value is, where it is not the task's metric: ``"sequences"``.
+        case: the case of the task to which it belongs; "" for all.
     """
 
     method: str
     value: float
     source: str
     note: str = ""
+    measure: str = ""
+    case: str = ""
+
+
+@dataclass(frozen=True)
+class Case:
+    """One setting of a task that is to be reproduced.
+
+    Attributes:
+        name: of the case, as ``T=500``.
+        options: of the task.
+        changes: settings in which it differs from the task's defaults.
+        seeds: how many seeds are run.
+    """
+
+    name: str
+    options: Mapping[str, Any] = field(default_factory=dict)
+    changes: Mapping[str, Any] = field(default_factory=dict)
+    seeds: int = 5
 
 
 @dataclass(frozen=True)
 class Data:
-    """The series of a task, in the parts in which they are used."""
+    """The sequences of a task, in the parts in which they are used.
 
-    train: SeriesSet
-    test: SeriesSet
+    Attributes:
+        train, test: sequences with targets.
+        validation: to choose the best epoch by, where the task has its own; None to leave that
+            to the settings.
+    """
+
+    train: Examples
+    test: Examples
+    validation: Examples | None = None
 
 
 @dataclass(frozen=True)
 class Task:
-    """A task.
+    """A task; `task` makes one of a function.
 
     Attributes:
         name: what it is called on the command line.
         title: a line that says what is to be learnt.
-        source: citation of the data.
+        source: citation.
         licence: of the data.
-        load: reads the data.
-        objective: head, loss and metric, by the name of a `cellwright.train.objectives`.
-        metric: name of the metric.
-        defaults: settings in which the task differs from `Settings`.
+        load: reads or makes the data; its keyword arguments are the task's options.
+        objective: head, loss and metric.
+        options: the options with their defaults.
+        defaults: settings in which the task differs from those of its objective.
         published: what others got.
+        cases: what is run to reproduce it.
     """
 
     name: str
     title: str
     source: str
     licence: str
-    load: Callable[[], Data]
-    objective: str
-    metric: str
+    load: Callable[..., Data]
+    objective: Objective
+    options: Mapping[str, Any] = field(default_factory=dict)
     defaults: Mapping[str, Any] = field(default_factory=dict)
     published: tuple[Published, ...] = ()
+    cases: tuple[Case, ...] = ()
+
+    @property
+    def metric(self) -> str:
+        """Name of the metric."""
+        return self.objective.metric_name
+
+    def settings(self, changes: Mapping[str, Any] | None = None) -> Settings:
+        """The settings of a run: the objective's, the task's, and changes to both.
+
+        Raises:
+            UsageError: a value is out of range.
+        """
+        return Settings(**{**self.objective.defaults, **self.defaults, **(changes or {})})
+
+    def complete(self, options: Mapping[str, Any]) -> dict[str, Any]:
+        """All options, with these values for some of them.
+
+        Raises:
+            UsageError: an option is unknown, or its value is of another kind.
+        """
+        for name, value in options.items():
+            if name not in self.options:
+                known = ", ".join(self.options) or "none"
+                raise UsageError(
+                    f"--with: the task {self.name} has no option {name!r}; it has {known}"
+                )
+            default = self.options[name]
+            if type(value) is not type(default) and not (
+                isinstance(default, float) and type(value) is int
+            ):
+                raise UsageError(f"--with {name}: expected a value like {default!r}, got {value!r}")
+        return {**self.options, **options}
+
+
+def task(
+    name: str,
+    *,
+    title: str,
+    source: str,
+    objective: str | Objective,
+    licence: str = "none needed: the data is generated",
+    defaults: Mapping[str, Any] | None = None,
+    published: tuple[Published, ...] = (),
+    cases: tuple[Case, ...] = (),
+) -> Callable[[Callable[..., Data]], Task]:
+    """Make a task of a function that returns the data.
+
+    The function's keyword arguments are the task's options; each needs a default.
+
+    Args:
+        name: what the task is called on the command line.
+        title: a line that says what is to be learnt.
+        source: citation.
+        objective: head, loss and metric: the name of one that is built in (see
+            `cellwright.train.objectives.get`), or one of one's own.
+        licence: of the data.
+        defaults: settings in which it differs from those of the objective.
+        published: what others got.
+        cases: what is run to reproduce it; without them, the task as it is with five seeds.
+
+    Raises:
+        UsageError: there is no such objective, or an option has no default.
+
+    Example:
+        >>> import torch
+        >>> from cellwright.tasks.task import Data, task
+        >>> from cellwright.train.sequences import Generated
+        >>> @task(
+        ...     "last-number",
+        ...     title="Say the last number",
+        ...     source="an example",
+        ...     objective="value",
+        ...     defaults={"hidden_size": 4},
+        ... )
+        ... def last_number(length: int = 10) -> Data:
+        ...     def draw(random, count):
+        ...         x = torch.from_numpy(random.random((length, count, 1), dtype="float32"))
+        ...         return x, torch.full((count,), length), x[-1]
+        ...
+        ...     return Data(*[Generated(draw, ("x",), ("last",), 1000)] * 2)
+        >>> last_number.options
+        {'length': 10}
+    """
+
+    def make(load: Callable[..., Data]) -> Task:
+        options = {}
+        for each in inspect.signature(load).parameters.values():
+            if each.default is inspect.Parameter.empty:
+                raise UsageError(
+                    f"task {name}: the option {each.name!r} of {load.__qualname__} needs a default"
+                )
+            options[each.name] = each.default
+        if isinstance(objective, str):
+            found = objectives.get(objective)
+        else:
+            found = objectives.add(objective)
+        return Task(
+            name=name, title=title, source=source, licence=licence, load=load, objective=found,
+            options=options, defaults=dict(defaults or {}), published=published, cases=cases,
+        )  # fmt: skip
+
+    return make

@@ -8,10 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cellwright.errors import CheckpointError
+from cellwright.errors import CheckpointError, UsageError
 from cellwright.tasks.long_csv import Columns
 from cellwright.tasks.sources import Source, conform_features, read_series
 from cellwright.train import folder, objectives
+from cellwright.train.examples import Examples
 from cellwright.train.folder import RunFolder
 from cellwright.train.measure import Measured, measure, outputs, run_as
 from cellwright.train.models import Description, load_model
@@ -42,9 +43,10 @@ def evaluate(
     config = folder.read_config(found)
     if data is None:
         source = _source_of(found, config)
-        series = source.load(description.settings.seed)[0].test
+        series: Examples = source.load(description.settings.seed)[0].test
         name = f"the test series of {source.name}"
     else:
+        _check_classifies(description)
         series, name = _read_like(Path(data), description, config), str(data)
     objective = objectives.get(description.objective)
     with run_as(description.settings, engine):
@@ -86,6 +88,7 @@ def predict(
         CellwrightError: the run or the file cannot be used.
     """
     model, description, found = _open(run, cell)
+    _check_classifies(description)
     series = _read_like(Path(data), description, folder.read_config(found))
     with run_as(description.settings, engine):
         probabilities = outputs(model, series).softmax(-1)
@@ -111,8 +114,9 @@ def _source_of(found: RunFolder, config: Mapping[str, Any]) -> Source:
 
 def _open(run: str | os.PathLike[str], cell: str | None) -> tuple[Any, Description, RunFolder]:
     found = folder.finished(run)
-    model, description = load_model(found.model, cell)
     config = folder.read_config(found)
+    _source_of(found, config)  # a task's module knows its objective
+    model, description = load_model(found.model, cell)
     named = config.get("settings", {}).get("cell")
     if named != description.settings.cell:
         raise CheckpointError(
@@ -120,6 +124,14 @@ def _open(run: str | os.PathLike[str], cell: str | None) -> tuple[Any, Descripti
             f"{found.config} names {named}"
         )
     return model, description, found
+
+
+def _check_classifies(description: Description) -> None:
+    if description.objective != "classification":
+        raise UsageError(
+            f"the run is of the task {description.task}, whose objective is "
+            f"{description.objective!r}; series of a file are for runs that classify series"
+        )
 
 
 def _read_like(path: Path, description: Description, config: Mapping[str, Any]) -> SeriesSet:

@@ -30,12 +30,12 @@ class Batch(NamedTuple):
 
 
 class Loader(Protocol):
-    """Batches of an epoch; the same epoch gives the same batches."""
+    """Batches of an epoch; the same epoch gives the same batches.
+
+    It has a ``len`` where the number of batches is known beforehand.
+    """
 
     epoch: int
-
-    def __len__(self) -> int:
-        """Number of batches in an epoch."""
 
     def __iter__(self) -> Iterator[Batch]:
         """The batches of this epoch."""

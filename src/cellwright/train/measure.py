@@ -115,5 +115,6 @@ def answers(model: Any, loader: Loader) -> Iterator[tuple[Batch, Tensor]]:
         if batch.reset is None:
             yield batch, model(batch.x, batch.lengths)
         else:
-            found, state = model.carry(batch.x, batch.lengths, batch.reset, state)
+            before = None if batch.reset[0].all() else state
+            found, state = model.carry(batch.x, batch.lengths, batch.reset, before)
             yield batch, found

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sized
 from pathlib import Path
 from typing import Any
 
@@ -59,11 +60,13 @@ class TrainingModule(LightningModule):
         self.model: Any = model
         self.objective, self.settings, self.identity = objective, settings, identity
         self.batches = batches
-        self.steps = len(batches) * settings.epochs
+        # Where an epoch's batches are not counted beforehand, the rate changes by the epoch.
+        self.sized = isinstance(batches, Sized)
+        self.steps = settings.epochs * (len(batches) if isinstance(batches, Sized) else 1)
         self.streak = streak
         self.sequences = self.right_in_a_row = 0
         self.solved = False
-        self._state: Any = None
+        self._states: dict[str, Any] = {}
 
     def on_train_epoch_start(self) -> None:
         self.batches.epoch = self.current_epoch
@@ -86,8 +89,9 @@ class TrainingModule(LightningModule):
         if batch.reset is None:
             outputs = self.model(batch.x, batch.lengths)
         else:
-            outputs, state = self.model.carry(batch.x, batch.lengths, batch.reset, self._state)
-            self._state = tuple(each.detach() for each in state)
+            before = None if batch.reset[0].all() else self._states.get(part)
+            outputs, state = self.model.carry(batch.x, batch.lengths, batch.reset, before)
+            self._states[part] = tuple(each.detach() for each in state)
         loss = self.objective.loss(outputs, batch.targets)
         metric = self.objective.metric(outputs.detach(), batch.targets)
         values = {f"{part}_loss": loss.detach(), f"{part}_{self.objective.metric_name}": metric}
@@ -97,7 +101,8 @@ class TrainingModule(LightningModule):
 
     def _count(self, batch: Batch, outputs: Tensor) -> None:
         """Count the sequences, and those in a row that were right before they were learnt from."""
-        self.sequences += len(batch.lengths)
+        begun = len(batch.lengths) if batch.reset is None else int(batch.reset.sum())
+        self.sequences += begun
         if self.streak is None or self.objective.right is None:
             return
         right = self.objective.right(outputs, batch.targets).tolist()
@@ -119,7 +124,7 @@ class TrainingModule(LightningModule):
         schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, self.rate)
         return {
             "optimizer": optimiser,
-            "lr_scheduler": {"scheduler": schedule, "interval": "step"},
+            "lr_scheduler": {"scheduler": schedule, "interval": "step" if self.sized else "epoch"},
         }
 
     def rate(self, step: int) -> float:
@@ -134,7 +139,7 @@ class TrainingModule(LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["identity"] = self.identity
         checkpoint["progress"] = {name: getattr(self, name) for name in _PROGRESS}
-        checkpoint["carried"] = self._state
+        checkpoint["carried"] = self._states
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         for name, here in self.identity.items():
@@ -145,8 +150,8 @@ class TrainingModule(LightningModule):
                     f"expected {here!r}, got {found!r}"
                 )
         for name in _PROGRESS:
-            setattr(self, name, checkpoint["progress"][name])
-        self._state = checkpoint["carried"]
+            setattr(self, name, checkpoint.get("progress", {}).get(name, getattr(self, name)))
+        self._states = checkpoint.get("carried", {})
 
 
 class SafetensorsIO(CheckpointIO):

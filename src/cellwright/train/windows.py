@@ -14,7 +14,8 @@ class Windows:
     """The batches of a loader, cut into windows of so many steps.
 
     The states are reset at the first step of each batch. A sequence that has ended has length 0
-    in the windows that are left.
+    in the windows that are left. How many windows an epoch has depends on the lengths, so there
+    is no ``len``.
 
     Args:
         loader: batches of whole sequences, with a target a step.
@@ -36,9 +37,6 @@ class Windows:
     @epoch.setter
     def epoch(self, value: int) -> None:
         self.loader.epoch = value
-
-    def __len__(self) -> int:
-        return len(self.loader)
 
     def __iter__(self) -> Iterator[Batch]:
         for batch in self.loader:
