@@ -142,7 +142,7 @@ def test_a_failing_run_leaves_the_earlier_results(call, refused, tmp_path, ts_fi
     from cellwright.train.module import TrainingModule
 
     monkeypatch.setattr(
-        TrainingModule, "_measure", lambda self, part, batch: torch.tensor(float("inf"))
+        TrainingModule, "_measure", lambda self, part, batch: (torch.tensor(float("inf")), None)
     )
     refused("the loss became inf in epoch 1", "train", ts_file, *SMALL, *over)
     after = content(tmp_path / "run")
@@ -317,8 +317,7 @@ def test_help_loads_neither_torch_nor_lightning():
     code = (
         "import sys; from cellwright.apps.main import app\n"
         "from typer.testing import CliRunner\n"
-        "for arguments in (['--help'], ['train', '--help'], ['cells'], ['cells', 'lstm'],"
-        " ['tasks']):\n"
+        "for arguments in (['--help'], ['train', '--help'], ['cells'], ['cells', 'lstm']):\n"
         "    assert CliRunner().invoke(app, arguments).exit_code == 0\n"
         "heavy = {'torch', 'lightning', 'matplotlib', 'pandas', 'yaml', 'llvmlite', 'triton'}\n"
         "print(sorted(heavy & set(sys.modules)))"

@@ -45,8 +45,9 @@ def test_every_task_is_complete(name):
     task = cellwright.tasks.get(name)
     assert task.name == name
     assert task.title and task.source and task.licence
-    assert objectives.get(task.objective).metric_name == task.metric
-    assert Settings(**task.defaults)
+    assert objectives.get(task.objective.name) is task.objective
+    assert isinstance(task.settings(), Settings)
+    assert task.complete({}) == task.options
     for published in task.published:
         assert published.source
 

@@ -7,7 +7,7 @@ import torch
 
 import cellwright as cw
 from cellwright.errors import InputError
-from cellwright.train.batches import Batches, seed_everything
+from cellwright.train.batches import seed_everything
 from cellwright.train.classifier import Disturb, SequenceClassifier, Standardise, pool
 from cellwright.train.settings import POOLINGS, Settings
 
@@ -108,19 +108,19 @@ def test_wrong_sizes_are_refused():
 
 
 def test_batches_hold_each_series_once_and_order_follows_from_seed_and_epoch(series):
-    batches = Batches(series, series.classes, batch_size=8, seed=3)
+    batches = series.batches(8, seed=3)
     assert len(batches) == 4
     orders = set()
     for epoch in range(3):
         batches.epoch = epoch
         orders.add(tuple(batches.order()))
         assert sorted(batches.order()) == list(range(30))
-        assert sum(len(targets) for _, _, targets in batches) == 30
+        assert sum(len(targets) for _, _, targets, _ in batches) == 30
     assert len(orders) == 3
-    again = Batches(series, series.classes, batch_size=8, seed=3)
+    again = series.batches(8, seed=3)
     again.epoch = 2
     assert again.order() == batches.order()
-    for x, lengths, _ in batches:
+    for x, lengths, _, _ in batches:
         for index, length in enumerate(lengths.tolist()):
             assert not x[length:, index].any()
 

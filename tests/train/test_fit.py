@@ -10,7 +10,7 @@ import torch
 import cellwright as cw
 from cellwright.errors import CheckpointError, UsageError
 from cellwright.train import objectives
-from cellwright.train.batches import Batches, seed_everything
+from cellwright.train.batches import seed_everything
 from cellwright.train.fit import fit
 from cellwright.train.measure import measure, threads
 from cellwright.train.module import TrainingModule
@@ -118,7 +118,7 @@ def test_with_validation_the_best_epoch_is_kept(tmp_path, series):
 
 def test_divergence_is_one_error(tmp_path, series, monkeypatch):
     monkeypatch.setattr(
-        TrainingModule, "_measure", lambda self, part, batch: torch.tensor(float("nan"))
+        TrainingModule, "_measure", lambda self, part, batch: (torch.tensor(float("nan")), None)
     )
     with pytest.raises(UsageError, match=r"the loss became nan in epoch 1: .*--learning-rate"):
         train(tmp_path, series)
@@ -142,7 +142,7 @@ def test_a_truncated_checkpoint_is_refused(tmp_path, series):
 
 def test_the_learning_rate_rises_and_falls_to_zero(series):
     settings = Settings(epochs=10, batch_size=3)
-    batches = Batches(series, series.classes, 3)
+    batches = series.batches(3)
     module = TrainingModule(torch.nn.Linear(1, 1), None, settings, batches, {})
     rates = [module.rate(step) for step in range(module.steps)]
     assert module.steps == 100

@@ -311,7 +311,7 @@ def _show_results(metrics: dict[str, Any], objective: Objective) -> None:
 
 def _show_published(run: Run, objective: Objective) -> None:
     values = [
-        f"{each.method} {objective.show(each.value)}"
+        f"{each.method} {objective.show_published(each.value)}"
         for each in run.source.published
         if not each.measure
     ]

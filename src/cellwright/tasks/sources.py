@@ -167,7 +167,8 @@ class Source:
     def as_dict(self) -> dict[str, Any]:
         """The source as plain values, for ``config.yaml``."""
         if self.task is not None:
-            return {"task": self.task, "options": dict(self.options)}
+            options = {"options": dict(self.options)} if self.options else {}
+            return {"task": self.task, **options}
         columns = {k: v for k, v in self.columns.__dict__.items() if v is not None}
         split = {"test": self.test} if self.test else {"test_share": self.test_share}
         return {

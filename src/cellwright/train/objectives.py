@@ -47,10 +47,15 @@ class Objective:
         """The metric as text: ``98.65%`` or ``8.4123``."""
         return f"{value:.2%}" if self.percent else f"{value:.4f}"
 
+    def show_published(self, value: float) -> str:
+        """A published value, with the digits with which such values are given."""
+        return f"{value:.1%}" if self.percent else f"{value:g}"
+
 
 def accuracy(logits: Tensor, targets: Tensor) -> Tensor:
     """Share of right answers: logits (..., classes), targets (...), `IGNORED` left out.
 
+    >>> import torch
     >>> accuracy(torch.tensor([[2.0, 1.0], [0.0, 3.0]]), torch.tensor([0, 0])).item()
     0.5
     """

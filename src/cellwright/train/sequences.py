@@ -26,6 +26,7 @@ class Sequences:
         DataError: there is no sequence, an empty one, or targets do not fit the inputs.
 
     Example:
+        >>> import torch
         >>> notes = [torch.zeros(7, 2), torch.zeros(5, 2)]
         >>> data = Sequences(notes, [each.clone() for each in notes], ("a", "b"), ("a", "b"))
         >>> [batch.x.shape for batch in data.batches(2)]
@@ -77,6 +78,7 @@ class Generated:
         streak: stop training when so many sequences in a row were right; None to go on.
 
     Example:
+        >>> import torch, numpy as np
         >>> def draw(random, count):
         ...     x = torch.from_numpy(random.random((9, count, 1), dtype=np.float32))
         ...     return x, torch.full((count,), 9), x.sum(0)
