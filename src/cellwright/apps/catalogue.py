@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated
 
 from typer import Argument, Option
@@ -10,7 +11,6 @@ from typer import Argument, Option
 from cellwright.apps import show
 from cellwright.apps.train import parse_sizes
 from cellwright.errors import UsageError
-from cellwright.train.settings import option
 
 if TYPE_CHECKING:
     from cellwright.lang import CellSpec
@@ -148,18 +148,40 @@ def _lacks_year(spec: CellSpec) -> bool:
     return spec.year is not None and str(spec.year) not in spec.source
 
 
-def tasks() -> None:
-    """List the tasks, with what others have published."""
+def tasks(
+    name: Annotated[
+        str | None,
+        Argument(help="A task's name, or path/to/file.py:task.", show_default="all tasks"),
+    ] = None,
+) -> None:
+    """List the tasks, or show one: options, settings, cases, what others have published."""
     from cellwright import tasks as known
 
-    for name in known.names():
-        task = known.get(name)
-        show.say(f"{task.name}: {task.title}")
-        show.say(f"  data: {task.source}; {task.licence}")
-        for each in task.published:
-            note = f"; {each.note}" if each.note else ""
-            show.say(f"  {task.metric} {each.value:.1%}  {each.method} ({each.source}{note})")
-        if task.defaults:
-            own = ", ".join(f"{option(key)} {value}" for key, value in task.defaults.items())
-            show.say(f"  settings of its own: {own}")
-        show.say(f"  cellwright train {task.name}")
+    if name is None:
+        rows = [[each, known.get(each).title] for each in known.names()]
+        show.table({"task": "left", "what is to be learnt": "left"}, rows)
+        show.say("\ncellwright tasks TASK shows one; cellwright train TASK trains on it.")
+        return
+    entry = known.get(name)
+    show.say(f"{entry.name}: {entry.title}")
+    show.say(f"Source: {entry.source}")
+    show.say(f"Licence of the data: {entry.licence}")
+    _show_values("Options (--with)", entry.options)
+    _show_values("Settings of its own", getattr(entry, "defaults", {}))
+    for case in entry.cases:
+        values = {**case.options, **case.changes}
+        said = ", ".join(f"{key} {value}" for key, value in values.items())
+        show.say(f"Case {case.name}: {said or 'as it is'}; {case.seeds} seeds")
+    for each in entry.published:
+        note = f"; {each.note}" if each.note else ""
+        measure = each.measure or getattr(entry, "metric", "")
+        case_name = f"{each.case}, " if each.case else ""
+        show.say(
+            f"Published: {case_name}{each.method}: {measure} {each.value:,g} ({each.source}{note})"
+        )
+    show.say(f"\ncellwright train {name}\ncellwright reproduce {name}")
+
+
+def _show_values(title: str, values: Mapping[str, object]) -> None:
+    if values:
+        show.say(f"{title}: {', '.join(f'{key} {value}' for key, value in values.items())}")

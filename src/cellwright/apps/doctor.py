@@ -105,10 +105,14 @@ def _plural(count: int, what: str) -> str:
 def _data() -> None:
     from cellwright import tasks
     from cellwright.errors import CellwrightError
+    from cellwright.tasks.task import GENERATED, Task
 
     for name in tasks.names():
+        task = tasks.get(name)
+        if not isinstance(task, Task) or task.licence == GENERATED:
+            continue
         try:
-            data = tasks.get(name).load()
+            data = task.load()
             found = f"{len(data.train)} training and {len(data.test)} test series"
         except CellwrightError as error:
             found = f"cannot be loaded: {error}"

@@ -11,6 +11,7 @@ from cellwright.apps import show
 from cellwright.apps.bench import bench
 from cellwright.apps.catalogue import cells, tasks
 from cellwright.apps.doctor import doctor
+from cellwright.apps.reproduce import reproduce
 from cellwright.apps.train import train
 from cellwright.apps.use import evaluate, predict
 from cellwright.errors import CellwrightError
@@ -41,7 +42,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for command in (train, evaluate, predict, cells, tasks, bench, doctor):
+for command in (train, evaluate, predict, reproduce, cells, tasks, bench, doctor):
     app.command()(command)
 
 

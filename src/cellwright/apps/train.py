@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 from typer import Argument, Context, Option
 
-from cellwright.apps import show
+from cellwright.apps import results, show
 from cellwright.errors import UsageError
 from cellwright.train.settings import (
     LAYER_OPTIONS,
@@ -16,10 +16,6 @@ from cellwright.train.settings import (
     SCHEDULES,
     Settings,
 )
-
-if TYPE_CHECKING:
-    from cellwright.tasks.runs import Run
-    from cellwright.train.objectives import Objective
 
 _DEFAULT = Settings()
 _SETTINGS = (
@@ -169,8 +165,16 @@ def train(
         raise UsageError("--resume and --overwrite exclude each other")
     if resume and output is None:
         raise UsageError("--resume: say with --output which run to continue")
+    extra = parse_values(options or [], "--with")
     Settings(**changes)  # a wrong value is found before torch is loaded
 
+    from cellwright.apps import experiment
+
+    named = experiment.reference(source, output)
+    if named is not None:
+        asked = {**changes, **extra}
+        experiment.train(named, asked, output, resume=resume, overwrite=overwrite)
+        return
     from cellwright.tasks import runs
     from cellwright.tasks.long_csv import Columns
     from cellwright.tasks.sources import Source
@@ -179,8 +183,8 @@ def train(
     columns = Columns(series_column, time_column, label_column)
     parsed = None
     if source is not None:
-        parsed = Source.parse(source, None if test is None else str(test), test_share, columns,
-                              parse_values(options or [], "--with"))  # fmt: skip
+        test_file = None if test is None else str(test)
+        parsed = Source.parse(source, test_file, test_share, columns, extra)
     if resume and output is not None:
         run = runs.reopen(output, parsed, changes, tensorboard=tensorboard)
         if not isinstance(run, runs.Run):
@@ -188,15 +192,16 @@ def train(
 
             show.say("This run has ended; there is nothing to resume.")
             metrics = folder.read_metrics(run)
-            _show_results(metrics, objectives.get(metrics.get("objective", "classification")))
+            named = metrics.get("objective", "classification")
+            results.show_results(metrics, objectives.get(named))
             return
     else:
         assert parsed is not None
         run = runs.prepare(parsed, changes, output, overwrite=overwrite, tensorboard=tensorboard)
-    _announce(run)
+    results.announce(run)
     objective = objectives.get(run.source.objective)
-    _show_results(runs.execute(run, show.out), objective)
-    _show_published(run, objective)
+    results.show_results(runs.execute(run, show.out), objective)
+    results.show_published(run, objective)
     show.say(f"\nResults are in {run.folder.path}")
 
 
@@ -249,71 +254,3 @@ def _known_tasks() -> str:
     from cellwright import tasks
 
     return f"tasks are {', '.join(tasks.names())}; a file's name ends in .ts or .csv"
-
-
-def _announce(run: Run) -> None:
-    settings, source = run.settings, run.source
-    test = f"{len(run.data.test)} test series"
-    if source.task is None and source.test is None:
-        test += (
-            f" (a share of {source.test_share:g} of each label, drawn with seed {settings.seed})"
-        )
-    validation = "" if run.validation is None else f", {len(run.validation)} for validation"
-    outputs = "labels" if source.objective == "classification" else "outputs"
-    show.say(
-        f"{source.name}: {len(run.train)} training series{validation}, {test}, "
-        f"{len(run.train.features)} features, {len(run.train.classes)} {outputs}"
-    )
-    if source.options:
-        show.say(", ".join(f"{name} {value}" for name, value in source.options.items()))
-    if source.train is not None and source.test is None:
-        beside = _file_beside(Path(source.train))
-        if beside is not None:
-            show.say(f"{beside.name} lies beside it; --test {beside} would test on that")
-    directions = "both directions" if settings.bidirectional else "one direction"
-    layers = f"{settings.num_layers} layer{'s' if settings.num_layers > 1 else ''}"
-    show.say(
-        f"{settings.cell}: {settings.hidden_size} units, {layers}, {directions}; "
-        f"{settings.epochs} epochs, seed {settings.seed}; folder {run.folder.path}"
-    )
-
-
-def _file_beside(path: Path) -> Path | None:
-    """``X_TEST.ts`` beside ``X_TRAIN.ts``, if there is one."""
-    beside = path.with_name(path.name.replace("_TRAIN.", "_TEST."))
-    return beside if beside != path and beside.exists() else None
-
-
-def _show_results(metrics: dict[str, Any], objective: Objective) -> None:
-    metric = metrics["metric"]
-    columns = {"": "left", "series": "right", metric: "right", "loss": "right"}
-    rows = []
-    for part in ("train", "validation", "test"):
-        if f"{part}_loss" in metrics:
-            rows.append([
-                part,
-                str(metrics[f"{part}_series"]),
-                objective.show(metrics[f"{part}_{metric}"]),
-                f"{metrics[f'{part}_loss']:.4f}",
-            ])  # fmt: skip
-            if f"{part}_wrong" in metrics:
-                columns["wrong"] = "right"
-                rows[-1].append(str(metrics[f"{part}_wrong"]))
-    show.say()
-    show.table(columns, rows)
-    show.say(
-        f"\n{metrics['parameters']:,} parameters, epoch {metrics['epoch_of_weights']} of "
-        f"{metrics['epochs']}, {metrics['seconds']:.1f} s on the {metrics['engine']} engine"
-    )
-    if metrics.get("solved"):
-        show.say(f"Solved after {metrics['sequences']:,} sequences")
-
-
-def _show_published(run: Run, objective: Objective) -> None:
-    values = [
-        f"{each.method} {objective.show_published(each.value)}"
-        for each in run.source.published
-        if not each.measure
-    ]
-    if values:
-        show.say(f"Published: {', '.join(values)} ({run.source.published[0].source})")

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from cellwright.errors import UsageError
 
 if TYPE_CHECKING:
-    from cellwright.tasks.task import Task
+    from cellwright.tasks.task import Experiment, Task
 
 __all__ = ["get", "is_reference", "names"]
 
@@ -49,7 +49,7 @@ def is_reference(text: str) -> bool:
     return text.endswith(".py") or ".py:" in text
 
 
-def get(name: str) -> Task:
+def get(name: str) -> Task | Experiment:
     """The task of that name, or the one in a file of the user's own.
 
     Args:
@@ -63,13 +63,12 @@ def get(name: str) -> Task:
     """
     if is_reference(name):
         from cellwright.lang.files import find_in_file
-        from cellwright.tasks.task import Task
+        from cellwright.tasks.task import Entry
 
-        return find_in_file(name, Task, "task", "@task(...)")
+        return _known(find_in_file(name, Entry, "task", "@task(...)"))
     if name in _BUILT_IN:
         module, attribute = _BUILT_IN[name].split(":")
-        found: Task = getattr(import_module(f"{__name__}.{module}"), attribute)
-        return found
+        return _known(getattr(import_module(f"{__name__}.{module}"), attribute))
     if name in _installed():
         return _from_package(_installed()[name])
     near = difflib.get_close_matches(name, names(), n=1)
@@ -80,11 +79,18 @@ def get(name: str) -> Task:
     )
 
 
-def _from_package(point: EntryPoint) -> Task:
-    from cellwright.tasks.task import Task
+def _known(found: object) -> Task | Experiment:
+    from cellwright.tasks.task import Experiment, Task
+
+    assert isinstance(found, (Task, Experiment))
+    return found
+
+
+def _from_package(point: EntryPoint) -> Task | Experiment:
+    from cellwright.tasks.task import Experiment, Task
 
     found = point.load()
-    if not isinstance(found, Task):
+    if not isinstance(found, (Task, Experiment)):
         raise UsageError(
             f"the task {point.name!r} of the package {point.module} is a {type(found).__name__}; "
             f"its entry point in the group {GROUP!r} has to name a task"

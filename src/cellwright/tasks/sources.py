@@ -10,7 +10,7 @@ from typing import Any
 from cellwright import tasks
 from cellwright.errors import CheckpointError, DataError, UsageError
 from cellwright.tasks.long_csv import Columns, match_features, read_long_csv
-from cellwright.tasks.task import Data, Published
+from cellwright.tasks.task import Data, Published, Task
 from cellwright.tasks.text import digest
 from cellwright.tasks.ts_file import read_ts
 from cellwright.train.series import SeriesSet, split_stratified
@@ -32,6 +32,18 @@ def read_series(path: str | Path, columns: Columns | None = None) -> SeriesSet:
     if name.endswith((".csv", ".csv.gz")):
         return read_long_csv(path, columns)
     raise UsageError(f"{path}: expected a file whose name ends in {', '.join(SUFFIXES)}")
+
+
+def learnt(reference: str) -> Task:
+    """The task of that name, one that is learnt from sequences.
+
+    Raises:
+        UsageError: there is none.
+    """
+    found = tasks.get(reference)
+    if not isinstance(found, Task):
+        raise UsageError(f"the task {found.name} has no sequences: it is learnt in its own way")
+    return found
 
 
 def absolute(reference: str) -> str:
@@ -117,7 +129,7 @@ class Source:
     @property
     def objective(self) -> str:
         """What to train for."""
-        return "classification" if self.task is None else tasks.get(self.task).objective.name
+        return "classification" if self.task is None else learnt(self.task).objective.name
 
     def settings(self, changes: Mapping[str, Any] | None = None) -> Settings:
         """The task's own settings, or the ordinary ones, with these changes.
@@ -127,7 +139,7 @@ class Source:
         """
         if self.task is None:
             return Settings(**(changes or {}))
-        return tasks.get(self.task).settings(changes)
+        return learnt(self.task).settings(changes)
 
     @property
     def published(self) -> tuple[Published, ...]:
@@ -150,7 +162,7 @@ class Source:
             CheckpointError: a file is not the one of which the digest is known.
         """
         if self.task is not None:
-            return tasks.get(self.task).load(**self.options), self
+            return learnt(self.task).load(**self.options), self
         series = read_series(_near(self.train or ""), self.columns)
         _check_training(series)
         if self.test is None:

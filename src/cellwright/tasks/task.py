@@ -4,14 +4,22 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
 
 from cellwright.errors import UsageError
 from cellwright.train import objectives
 from cellwright.train.examples import Examples
 from cellwright.train.objectives import Objective
-from cellwright.train.settings import Settings
+from cellwright.train.settings import Settings, option
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+
+GENERATED = "none needed: the data is generated"
+"""The licence of data that a task makes itself."""
 
 
 @dataclass(frozen=True)
@@ -67,46 +75,29 @@ class Data:
     validation: Examples | None = None
 
 
-@dataclass(frozen=True)
-class Task:
-    """A task; `task` makes one of a function.
+@dataclass(frozen=True, kw_only=True)
+class Entry:
+    """What every task has.
 
     Attributes:
         name: what it is called on the command line.
         title: a line that says what is to be learnt.
         source: citation.
         licence: of the data.
-        load: reads or makes the data; its keyword arguments are the task's options.
-        objective: head, loss and metric.
         options: the options with their defaults.
-        defaults: settings in which the task differs from those of its objective.
         published: what others got.
-        cases: what is run to reproduce it.
+        cases: what is run to reproduce it; without any, the task as it is.
+        report: names in ``metrics.json`` that a reproduction tells.
     """
 
     name: str
     title: str
     source: str
-    licence: str
-    load: Callable[..., Data]
-    objective: Objective
+    licence: str = GENERATED
     options: Mapping[str, Any] = field(default_factory=dict)
-    defaults: Mapping[str, Any] = field(default_factory=dict)
     published: tuple[Published, ...] = ()
     cases: tuple[Case, ...] = ()
-
-    @property
-    def metric(self) -> str:
-        """Name of the metric."""
-        return self.objective.metric_name
-
-    def settings(self, changes: Mapping[str, Any] | None = None) -> Settings:
-        """The settings of a run: the objective's, the task's, and changes to both.
-
-        Raises:
-            UsageError: a value is out of range.
-        """
-        return Settings(**{**self.objective.defaults, **self.defaults, **(changes or {})})
+    report: tuple[str, ...] = ()
 
     def complete(self, options: Mapping[str, Any]) -> dict[str, Any]:
         """All options, with these values for some of them.
@@ -121,11 +112,80 @@ class Task:
                     f"--with: the task {self.name} has no option {name!r}; it has {known}"
                 )
             default = self.options[name]
-            if type(value) is not type(default) and not (
-                isinstance(default, float) and type(value) is int
-            ):
+            whole_for_number = isinstance(default, float) and type(value) is int
+            if default is not None and type(value) is not type(default) and not whole_for_number:
                 raise UsageError(f"--with {name}: expected a value like {default!r}, got {value!r}")
         return {**self.options, **options}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Task(Entry):
+    """A task that is learnt from sequences with targets; `task` makes one of a function.
+
+    Attributes:
+        load: reads or makes the data; its keyword arguments are the task's options.
+        objective: head, loss and metric.
+        defaults: settings in which the task differs from those of its objective.
+    """
+
+    load: Callable[..., Data]
+    objective: Objective
+    defaults: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def metric(self) -> str:
+        """Name of the metric."""
+        return self.objective.metric_name
+
+    def settings(self, changes: Mapping[str, Any] | None = None) -> Settings:
+        """The settings of a run: the objective's, the task's, and changes to both.
+
+        Raises:
+            UsageError: a value is out of range.
+        """
+        return Settings(**{**self.objective.defaults, **self.defaults, **(changes or {})})
+
+
+class Method(Protocol):
+    """Learns a task in a way of its own, in a folder, and goes on where it was killed."""
+
+    def __call__(self, settings: Any, folder: Path, console: Console | None) -> dict[str, Any]:
+        """Run it; returns what ``metrics.json`` is to say."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Experiment(Entry):
+    """A task that is not learnt from sequences with targets: evolution, policy gradient.
+
+    Its options are its settings.
+
+    Attributes:
+        settings_type: a frozen dataclass that checks its values; has a ``seed``.
+        run: does it.
+        metric: the name in ``metrics.json`` of what counts.
+    """
+
+    settings_type: type[Any]
+    run: Method
+    metric: str
+
+    def __post_init__(self) -> None:
+        defaults = asdict(self.settings_type())
+        object.__setattr__(self, "options", {**defaults, **self.options})
+
+    def settings(self, changes: Mapping[str, Any] | None = None) -> Any:
+        """The settings of a run.
+
+        Raises:
+            UsageError: a setting is unknown, or its value out of range.
+        """
+        for name in changes or {}:
+            if name not in self.options:
+                raise UsageError(
+                    f"{option(name)}: the task {self.name} has no such setting; it has "
+                    f"{', '.join(self.options)}"
+                )
+        return self.settings_type(**{**self.options, **(changes or {})})
 
 
 def task(
@@ -134,10 +194,11 @@ def task(
     title: str,
     source: str,
     objective: str | Objective,
-    licence: str = "none needed: the data is generated",
+    licence: str = GENERATED,
     defaults: Mapping[str, Any] | None = None,
     published: tuple[Published, ...] = (),
     cases: tuple[Case, ...] = (),
+    report: tuple[str, ...] = (),
 ) -> Callable[[Callable[..., Data]], Task]:
     """Make a task of a function that returns the data.
 
@@ -153,6 +214,7 @@ def task(
         defaults: settings in which it differs from those of the objective.
         published: what others got.
         cases: what is run to reproduce it; without them, the task as it is with five seeds.
+        report: names in ``metrics.json`` that a reproduction tells; the metric, if there are none.
 
     Raises:
         UsageError: there is no such objective, or an option has no default.
@@ -193,6 +255,7 @@ def task(
         return Task(
             name=name, title=title, source=source, licence=licence, load=load, objective=found,
             options=options, defaults=dict(defaults or {}), published=published, cases=cases,
+            report=report or (f"test_{found.metric_name}",),
         )  # fmt: skip
 
     return make

@@ -89,9 +89,10 @@ def measure(
         DataError: a series has no label, or one that is not among the classes.
     """
     loss = metric = 0.0
-    things = wrong = 0
+    things = wrong = sequences = 0
     with evaluating(model):
         for batch, found in answers(model, examples.batches(_BATCH, None, classes)):
+            sequences += len(batch.lengths) if batch.reset is None else int(batch.reset.sum())
             count = objective.count(batch.targets)
             if not count:
                 continue
@@ -103,7 +104,7 @@ def measure(
     return Measured(
         loss=loss / things,
         metric=metric / things,
-        count=len(examples),
+        count=sequences,
         wrong=wrong if objective.right is not None else None,
     )
 

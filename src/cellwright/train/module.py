@@ -18,6 +18,8 @@ from cellwright.train.batches import seed_everything
 from cellwright.train.examples import Batch, Loader
 from cellwright.train.objectives import Objective
 from cellwright.train.settings import Settings
+from cellwright.train.streams import Flow
+from cellwright.train.windows import Windows
 
 KIND = "cellwright-training-state"
 
@@ -67,8 +69,10 @@ class TrainingModule(LightningModule):
         self.sequences = self.right_in_a_row = 0
         self.solved = False
         self._states: dict[str, Any] = {}
+        self._sums: dict[str, Any] = {}
 
     def on_train_epoch_start(self) -> None:
+        self._sums.clear()
         self.batches.epoch = self.current_epoch
         seed_everything(self.settings.seed, self.current_epoch)
 
@@ -80,10 +84,15 @@ class TrainingModule(LightningModule):
                 f"diverged; try a smaller --learning-rate than {self.settings.learning_rate:g}"
             )
         self._count(batch, outputs)
+        if self.solved or self.trainer.is_last_batch:
+            self._log("train")
         return loss
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         self._measure("validation", batch)
+
+    def on_validation_epoch_end(self) -> None:
+        self._log("validation")
 
     def _measure(self, part: str, batch: Batch) -> tuple[Tensor, Tensor]:
         if batch.reset is None:
@@ -93,11 +102,21 @@ class TrainingModule(LightningModule):
             outputs, state = self.model.carry(batch.x, batch.lengths, batch.reset, before)
             self._states[part] = tuple(each.detach() for each in state)
         loss = self.objective.loss(outputs, batch.targets)
-        metric = self.objective.metric(outputs.detach(), batch.targets)
-        values = {f"{part}_loss": loss.detach(), f"{part}_{self.objective.metric_name}": metric}
+        outputs = outputs.detach()
+        metric = self.objective.metric(outputs, batch.targets)
         count = self.objective.count(batch.targets)
-        self.log_dict(values, on_step=False, on_epoch=True, batch_size=count)
-        return loss, outputs.detach()
+        sums = torch.stack([loss.detach().double(), metric.double(), loss.new_ones(()).double()])
+        self._sums[part] = self._sums.get(part, 0.0) + sums * count
+        return loss, outputs
+
+    def _log(self, part: str) -> None:
+        """Tell the means of an epoch; to do so at every step would take longer than the step."""
+        loss, metric, count = self._sums.pop(part).tolist()
+        values = {
+            f"{part}_loss": loss / count,
+            f"{part}_{self.objective.metric_name}": metric / count,
+        }
+        self.log_dict(values, on_step=False, on_epoch=True, batch_size=1)
 
     def _count(self, batch: Batch, outputs: Tensor) -> None:
         """Count the sequences, and those in a row that were right before they were learnt from."""
@@ -140,6 +159,8 @@ class TrainingModule(LightningModule):
         checkpoint["identity"] = self.identity
         checkpoint["progress"] = {name: getattr(self, name) for name in _PROGRESS}
         checkpoint["carried"] = self._states
+        if isinstance(self.batches, (Flow, Windows)):
+            checkpoint["position"] = self.batches.state_dict()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         for name, here in self.identity.items():
@@ -152,6 +173,8 @@ class TrainingModule(LightningModule):
         for name in _PROGRESS:
             setattr(self, name, checkpoint.get("progress", {}).get(name, getattr(self, name)))
         self._states = checkpoint.get("carried", {})
+        if isinstance(self.batches, (Flow, Windows)):
+            self.batches.load_state_dict(checkpoint["position"])
 
 
 class SafetensorsIO(CheckpointIO):

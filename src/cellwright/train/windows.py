@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 import torch
 
 from cellwright.errors import UsageError
 from cellwright.train.examples import Batch, Loader
+from cellwright.train.streams import Flow
 
 
 class Windows:
     """The batches of a loader, cut into windows of so many steps.
 
-    The states are reset at the first step of each batch. A sequence that has ended has length 0
-    in the windows that are left. How many windows an epoch has depends on the lengths, so there
-    is no ``len``.
+    The states are reset at the first step of each batch, or where it says so. A sequence that has
+    ended has length 0 in the windows that are left. How many windows an epoch has depends on the
+    lengths, so there is no ``len``.
 
     Args:
         loader: batches of whole sequences, with a target a step.
@@ -38,6 +40,15 @@ class Windows:
     def epoch(self, value: int) -> None:
         self.loader.epoch = value
 
+    def state_dict(self) -> dict[str, Any]:
+        """How far the loader's streams have been read; nothing for given sequences."""
+        return self.loader.state_dict() if isinstance(self.loader, Flow) else {}
+
+    def load_state_dict(self, position: Mapping[str, Any]) -> None:
+        """Go to a position that `state_dict` gave."""
+        if isinstance(self.loader, Flow):
+            self.loader.load_state_dict(position)
+
     def __iter__(self) -> Iterator[Batch]:
         for batch in self.loader:
             yield from self._cut(batch)
@@ -49,8 +60,10 @@ class Windows:
                 "--tbptt: the task has one target a sequence, and windows need one a step; "
                 "leave --tbptt out"
             )
-        begins = torch.zeros(T, B, dtype=torch.bool)
-        begins[0] = True
+        begins = batch.reset
+        if begins is None:
+            begins = torch.zeros(T, B, dtype=torch.bool)
+            begins[0] = True
         for first in range(0, T, self.steps):
             window = slice(first, first + self.steps)
             x = batch.x[window]

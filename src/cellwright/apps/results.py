@@ -1,0 +1,83 @@
+"""What ``cellwright train`` says of a run: before it begins, and when it has ended."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from cellwright.apps import show
+
+if TYPE_CHECKING:
+    from cellwright.tasks.runs import Run
+    from cellwright.train.objectives import Objective
+
+
+def announce(run: Run) -> None:
+    """Say what is going to be trained, on what, and where."""
+    settings, source = run.settings, run.source
+    test = f"{len(run.data.test)} test series"
+    if source.task is None and source.test is None:
+        test += (
+            f" (a share of {source.test_share:g} of each label, drawn with seed {settings.seed})"
+        )
+    validation = "" if run.validation is None else f", {len(run.validation)} for validation"
+    outputs = "labels" if source.objective == "classification" else "outputs"
+    show.say(
+        f"{source.name}: {len(run.train)} training series{validation}, {test}, "
+        f"{len(run.train.features)} features, {len(run.train.classes)} {outputs}"
+    )
+    if source.options:
+        show.say(", ".join(f"{name} {value}" for name, value in source.options.items()))
+    if source.train is not None and source.test is None:
+        beside = _file_beside(Path(source.train))
+        if beside is not None:
+            show.say(f"{beside.name} lies beside it; --test {beside} would test on that")
+    directions = "both directions" if settings.bidirectional else "one direction"
+    layers = f"{settings.num_layers} layer{'s' if settings.num_layers > 1 else ''}"
+    show.say(
+        f"{settings.cell}: {settings.hidden_size} units, {layers}, {directions}; "
+        f"{settings.epochs} epochs, seed {settings.seed}; folder {run.folder.path}"
+    )
+
+
+def _file_beside(path: Path) -> Path | None:
+    """``X_TEST.ts`` beside ``X_TRAIN.ts``, if there is one."""
+    beside = path.with_name(path.name.replace("_TRAIN.", "_TEST."))
+    return beside if beside != path and beside.exists() else None
+
+
+def show_results(metrics: dict[str, Any], objective: Objective) -> None:
+    """Say what was measured."""
+    metric = metrics["metric"]
+    columns = {"": "left", "series": "right", metric: "right", "loss": "right"}
+    rows = []
+    for part in ("train", "validation", "test"):
+        if f"{part}_loss" in metrics:
+            rows.append([
+                part,
+                str(metrics[f"{part}_series"]),
+                objective.show(metrics[f"{part}_{metric}"]),
+                f"{metrics[f'{part}_loss']:.4f}",
+            ])  # fmt: skip
+            if f"{part}_wrong" in metrics:
+                columns["wrong"] = "right"
+                rows[-1].append(str(metrics[f"{part}_wrong"]))
+    show.say()
+    show.table(columns, rows)
+    show.say(
+        f"\n{metrics['parameters']:,} parameters, epoch {metrics['epoch_of_weights']} of "
+        f"{metrics['epochs']}, {metrics['seconds']:.1f} s on the {metrics['engine']} engine"
+    )
+    if metrics.get("solved"):
+        show.say(f"Solved after {metrics['sequences']:,} sequences")
+
+
+def show_published(run: Run, objective: Objective) -> None:
+    """Say what others got with the task's metric."""
+    values = [
+        f"{each.method} {objective.show_published(each.value)}"
+        for each in run.source.published
+        if not each.measure
+    ]
+    if values:
+        show.say(f"Published: {', '.join(values)} ({run.source.published[0].source})")

@@ -1,0 +1,189 @@
+"""A task's published setting, over several seeds, beside what was published."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import statistics
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import dataclass
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+from cellwright import tasks
+from cellwright.errors import UsageError
+from cellwright.tasks import runs, trials
+from cellwright.tasks.sources import Source, absolute
+from cellwright.tasks.task import Case, Entry, Experiment
+from cellwright.train import folder
+from cellwright.train.files import write_text
+
+
+@dataclass(frozen=True)
+class Job:
+    """One run of a reproduction: a case with a seed, in a folder of its own."""
+
+    reference: str
+    case: Case
+    seed: int
+    output: Path
+
+
+def cases(entry: Entry, chosen: Sequence[str] = ()) -> list[Case]:
+    """The cases of a task, or those of these names.
+
+    Raises:
+        UsageError: there is no case of that name.
+    """
+    known = {each.name: each for each in entry.cases or (Case(entry.name),)}
+    for name in chosen:
+        if name not in known:
+            raise UsageError(
+                f"--case: the task {entry.name} has no case {name!r}; it has {', '.join(known)}"
+            )
+    return [known[name] for name in chosen] if chosen else list(known.values())
+
+
+def jobs(
+    reference: str, chosen: Sequence[Case], output: Path, seeds: int | None = None
+) -> list[Job]:
+    """The runs of a reproduction: each seed of every case.
+
+    Args:
+        reference: of the task.
+        chosen: the cases.
+        output: the folder; each run has one below it.
+        seeds: how many of each case; None for as many as the case says.
+    """
+    reference = absolute(reference) if tasks.is_reference(reference) else reference
+    return [
+        Job(reference, case, seed, output / _folder_name(case.name) / f"seed-{seed}")
+        for case in chosen
+        for seed in range(case.seeds if seeds is None else seeds)
+    ]
+
+
+def _folder_name(name: str) -> str:
+    return "".join(each if each.isalnum() or each in "-_=." else "-" for each in name)
+
+
+def run(job: Job) -> dict[str, Any]:
+    """Do one run, go on with it, or read its results if it has ended.
+
+    Raises:
+        CellwrightError: it failed.
+    """
+    if (job.output / "metrics.json").exists():
+        return folder.read_metrics(folder.RunFolder(job.output, job.output))
+    begun = (job.output / "config.yaml").exists()
+    if isinstance(tasks.get(job.reference), Experiment):
+        changes = {**job.case.options, **job.case.changes, "seed": job.seed}
+        trial = trials.reopen(job.output) if begun else None
+        if trial is None:
+            trial = trials.prepare(job.reference, changes, job.output)
+        assert isinstance(trial, trials.Trial)
+        return trials.execute(trial)
+    found = runs.reopen(job.output) if begun else None
+    if found is None:
+        source = Source.parse(job.reference, options=job.case.options)
+        found = runs.prepare(source, {**job.case.changes, "seed": job.seed}, job.output)
+    assert isinstance(found, runs.Run)
+    return runs.execute(found)
+
+
+def run_all(
+    todo: Sequence[Job],
+    processes: int = 1,
+    tell: Callable[[Job, Mapping[str, Any]], None] = lambda job, metrics: None,
+) -> dict[str, list[dict[str, Any]]]:
+    """Do all runs; returns the metrics of each case's runs, in the order of the seeds.
+
+    Args:
+        todo: the runs.
+        processes: how many at once.
+        tell: called after each.
+    """
+    done: dict[tuple[str, int], dict[str, Any]] = {}
+    for job, metrics in _finished(todo, processes):
+        done[job.case.name, job.seed] = metrics
+        tell(job, metrics)
+    return {
+        name: [done[job.case.name, job.seed] for job in todo if job.case.name == name]
+        for name in dict.fromkeys(job.case.name for job in todo)
+    }
+
+
+def _finished(todo: Sequence[Job], processes: int) -> Iterator[tuple[Job, dict[str, Any]]]:
+    if processes == 1:
+        for job in todo:
+            yield job, run(job)
+        return
+    # Started afresh: a forked process would share torch's threads.
+    with ProcessPoolExecutor(processes, get_context("spawn")) as pool:
+        futures = {pool.submit(run, job): job for job in todo}
+        for each in as_completed(futures):
+            yield futures[each], each.result()
+
+
+@dataclass(frozen=True)
+class Spread:
+    """How a number is spread over seeds.
+
+    Attributes:
+        mean, deviation: the deviation is that of a sample; 0 for one number.
+        median, low, high: the middle, the least and the greatest.
+        count: numbers.
+
+    Example:
+        >>> Spread.of([1.0, 2.0, 6.0])
+        Spread(mean=3.0, deviation=2.6457513110645907, median=2.0, low=1.0, high=6.0, count=3)
+    """
+
+    mean: float
+    deviation: float
+    median: float
+    low: float
+    high: float
+    count: int
+
+    @classmethod
+    def of(cls, values: Sequence[float]) -> Spread:
+        """The spread of these numbers, of which there is at least one."""
+        return cls(
+            mean=statistics.fmean(values),
+            deviation=statistics.stdev(values) if len(values) > 1 else 0.0,
+            median=statistics.median(values),
+            low=min(values),
+            high=max(values),
+            count=len(values),
+        )
+
+
+def spreads(
+    entry: Entry, found: Mapping[str, Sequence[Mapping[str, Any]]]
+) -> dict[str, dict[str, Spread]]:
+    """The spread of what the task reports, for each case and name.
+
+    What a run did not measure is left out.
+    """
+    table: dict[str, dict[str, Spread]] = {}
+    for case, metrics in found.items():
+        table[case] = {}
+        for name in (*entry.report, "seconds"):
+            values = [float(each[name]) for each in metrics if each.get(name) is not None]
+            if values and all(map(math.isfinite, values)):
+                table[case][name] = Spread.of(values)
+    return table
+
+
+def write(
+    output: str | os.PathLike[str], entry: Entry, found: Mapping[str, Sequence[Mapping[str, Any]]]
+) -> Path:
+    """Write all metrics into ``results.json`` of the folder; returns the file."""
+    path = Path(output) / "results.json"
+    content = {"task": entry.name, "runs": found}
+    write_text(path, json.dumps(content, indent=2) + "\n")
+    return path

@@ -1,0 +1,138 @@
+"""Runs of experiments: prepare, go on, execute, from the settings to the files of a folder."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+import cellwright as cw
+from cellwright import tasks
+from cellwright.errors import CheckpointError, UsageError
+from cellwright.tasks.sources import absolute
+from cellwright.tasks.task import Experiment
+from cellwright.train import folder
+from cellwright.train.folder import RunFolder
+from cellwright.train.settings import option
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A run of an experiment that is prepared: its folder made, nothing done yet.
+
+    Attributes:
+        reference: of the experiment, as `cellwright.tasks.get` takes it.
+        experiment, settings: what was asked for.
+        folder: where the files go.
+    """
+
+    reference: str
+    experiment: Experiment
+    settings: Any
+    folder: RunFolder
+
+
+def prepare(
+    reference: str,
+    changes: Mapping[str, Any] | None = None,
+    output: str | os.PathLike[str] | None = None,
+    *,
+    overwrite: bool = False,
+) -> Trial:
+    """Check all settings and make the folder of a new run.
+
+    Args:
+        reference: of the experiment.
+        changes: settings in which the run differs from its defaults.
+        output: the folder; None for one under ``runs``.
+        overwrite: whether an earlier run in that folder may be replaced.
+
+    Raises:
+        CellwrightError: a setting or the folder cannot be used. Nothing has been written then.
+    """
+    reference = absolute(reference) if tasks.is_reference(reference) else reference
+    experiment = get(reference)
+    settings = experiment.settings(changes)
+    made = folder.create(output, experiment.name, overwrite)
+    config = {"data": {"task": reference}, "settings": asdict(settings)}
+    folder.write_config(made, {"cellwright": cw.__version__, **config})
+    return Trial(reference, experiment, settings, made)
+
+
+def get(reference: str) -> Experiment:
+    """The experiment of that name.
+
+    Raises:
+        UsageError: there is none.
+    """
+    found = tasks.get(reference)
+    if not isinstance(found, Experiment):
+        raise UsageError(f"the task {found.name} is learnt from sequences; it is no experiment")
+    return found
+
+
+def reopen(
+    output: str | os.PathLike[str],
+    reference: str | None = None,
+    changes: Mapping[str, Any] | None = None,
+) -> Trial | RunFolder:
+    """A run that was begun and is to be continued; its folder alone if it has ended.
+
+    Args:
+        output: its folder.
+        reference, changes: what the command line says again; it has to agree with the run.
+
+    Raises:
+        CellwrightError: there is no such run, its record is damaged, or what is said again
+            differs from it.
+    """
+    found = folder.reopen(output)
+    ended = found.metrics.exists()
+    if ended:
+        found.finish()
+        found = RunFolder(found.path, found.path)
+    config = folder.read_config(found)
+    try:
+        recorded = config["data"]["task"]
+        experiment = get(recorded)
+        settings = experiment.settings(config["settings"])
+    except (KeyError, TypeError, UsageError) as error:
+        raise CheckpointError(f"{found.config}: its content is damaged: {error}") from error
+    if reference is not None and tasks.get(reference).name != experiment.name:
+        raise UsageError(
+            f"the run in {found.path} is on {experiment.name}; leave the task out to resume it"
+        )
+    for name, value in (changes or {}).items():
+        before = getattr(settings, name, None)
+        if before != value:
+            raise UsageError(
+                f"{option(name)}: the run in {found.path} has {before!r}, and a resumed run "
+                f"cannot change it to {value!r}"
+            )
+    return found if ended else Trial(recorded, experiment, settings, found)
+
+
+def execute(trial: Trial, console: Console | None = None) -> dict[str, Any]:
+    """Do the run and write its results; returns what ``metrics.json`` says.
+
+    Args:
+        trial: as `prepare` or `reopen` gave it.
+        console: where the progress goes; None for silence.
+
+    Raises:
+        CellwrightError: the run failed, or a file cannot be written.
+    """
+    found = trial.experiment.run(trial.settings, trial.folder.work, console)
+    metrics = {
+        "task": trial.experiment.name,
+        "seed": trial.settings.seed,
+        "metric": trial.experiment.metric,
+        **found,
+    }
+    folder.write_metrics(trial.folder, metrics)
+    trial.folder.finish()
+    return metrics
