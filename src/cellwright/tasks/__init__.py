@@ -21,6 +21,8 @@ __all__ = ["get", "is_reference", "names"]
 # name of the task -> "module:attribute"
 _BUILT_IN = {
     "japanese-vowels": "japanese_vowels:japanese_vowels",
+    "jsb-chorales": "jsb_chorales:jsb_chorales",
+    "odyssey": "jsb_chorales:odyssey",
 }
 GROUP = "cellwright.tasks"
 """The entry point group in which another package names its tasks."""

@@ -80,7 +80,7 @@ def run(job: Job) -> dict[str, Any]:
         return folder.read_metrics(folder.RunFolder(job.output, job.output))
     begun = (job.output / "config.yaml").exists()
     if isinstance(tasks.get(job.reference), Experiment):
-        changes = {**job.case.options, **job.case.changes, "seed": job.seed}
+        changes = {**job.case.options, **job.case.changes_for(job.seed)}
         trial = trials.reopen(job.output) if begun else None
         if trial is None:
             trial = trials.prepare(job.reference, changes, job.output)
@@ -89,7 +89,7 @@ def run(job: Job) -> dict[str, Any]:
     found = runs.reopen(job.output) if begun else None
     if found is None:
         source = Source.parse(job.reference, options=job.case.options)
-        found = runs.prepare(source, {**job.case.changes, "seed": job.seed}, job.output)
+        found = runs.prepare(source, job.case.changes_for(job.seed), job.output)
     assert isinstance(found, runs.Run)
     return runs.execute(found)
 

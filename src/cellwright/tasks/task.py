@@ -8,6 +8,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+import numpy as np
+
 from cellwright.errors import UsageError
 from cellwright.train import objectives
 from cellwright.train.examples import Examples
@@ -52,12 +54,22 @@ class Case:
         options: of the task.
         changes: settings in which it differs from the task's defaults.
         seeds: how many seeds are run.
+        search: draws further changes, for each seed others; None for no search.
     """
 
     name: str
     options: Mapping[str, Any] = field(default_factory=dict)
     changes: Mapping[str, Any] = field(default_factory=dict)
     seeds: int = 5
+    search: Callable[[np.random.Generator], dict[str, Any]] | None = None
+
+    def changes_for(self, seed: int) -> dict[str, Any]:
+        """All changes for a run with this seed, the seed among them.
+
+        What is drawn depends on the seed alone, so that it is the same in every case.
+        """
+        drawn = self.search(np.random.default_rng([7, seed])) if self.search else {}
+        return {**self.changes, **drawn, "seed": seed}
 
 
 @dataclass(frozen=True)
