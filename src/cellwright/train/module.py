@@ -71,6 +71,10 @@ class TrainingModule(LightningModule):
         self._states: dict[str, Any] = {}
         self._sums: dict[str, Any] = {}
 
+    def on_train_start(self) -> None:
+        if self.solved:
+            self.trainer.should_stop = True
+
     def on_train_epoch_start(self) -> None:
         self._sums.clear()
         self.batches.epoch = self.current_epoch
@@ -170,6 +174,8 @@ class TrainingModule(LightningModule):
                     f"the checkpoint belongs to another run, with another {name}: "
                     f"expected {here!r}, got {found!r}"
                 )
+        # Lightning may fetch the first batch before the epoch starts.
+        self.batches.epoch = checkpoint["epoch"] + 1
         for name in _PROGRESS:
             setattr(self, name, checkpoint.get("progress", {}).get(name, getattr(self, name)))
         self._states = checkpoint.get("carried", {})

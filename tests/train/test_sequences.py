@@ -1,0 +1,308 @@
+"""Sets of sequences: given, drawn, cut into windows, and streams without an end."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+import cellwright as cw
+from cellwright.errors import DataError, UsageError
+from cellwright.train import objectives
+from cellwright.train.batches import seed_everything
+from cellwright.train.examples import IGNORED, Batch
+from cellwright.train.fit import fit
+from cellwright.train.measure import measure, threads
+from cellwright.train.module import TrainingModule
+from cellwright.train.sequences import Generated, Sequences
+from cellwright.train.settings import Settings
+from cellwright.train.streams import Streams
+from cellwright.train.windows import Windows
+
+SETTINGS = Settings(
+    cell="gru", hidden_size=4, bidirectional=False, dropout=0.0, epochs=3, batch_size=4,
+    optimizer="adam", schedule="constant", learning_rate=0.05,
+)  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    with threads(1):
+        yield
+
+
+def echoes(lengths, seed=0, classes=False):
+    """Sequences in which the number before is to be told; at the first step there is none."""
+    random = np.random.default_rng(seed)
+    inputs = [torch.from_numpy(random.integers(0, 2, (n, 1))).float() for n in lengths]
+    if classes:
+        targets = [torch.cat([torch.tensor([IGNORED]), each[:-1, 0].long()]) for each in inputs]
+        return Sequences(inputs, targets, ("bit",), ("0", "1"))
+    targets = [torch.cat([torch.full((1, 1), torch.nan), each[:-1]]) for each in inputs]
+    return Sequences(inputs, targets, ("bit",), ("bit",))
+
+
+def draw(random, count):
+    lengths = torch.from_numpy(random.integers(2, 6, count))
+    x = torch.from_numpy(random.random((5, count, 1), dtype=np.float32))
+    return x, lengths, x[0]
+
+
+DRAWN = Generated(draw, ("number",), ("first",), count=30)
+
+
+class Counter:
+    """A bit that is on at every third step, to be told a step later; anew after twelve."""
+
+    def __init__(self, seed, streams):
+        self.streams, self.at = streams, 0
+
+    def window(self, steps):
+        at = self.at + torch.arange(steps)
+        self.at += steps
+        x = (at % 3 == 0).float()[:, None, None].repeat(1, self.streams, 1)
+        targets = (at % 3 == 1).float()[:, None, None].repeat(1, self.streams, 1)
+        return x, targets, (at % 12 == 0)[:, None].repeat(1, self.streams)
+
+    def state_dict(self):
+        return {"at": self.at}
+
+    def load_state_dict(self, position):
+        self.at = position["at"]
+
+
+COUNTED = Streams(Counter, ("nothing",), ("bit",), steps=7, count=10)
+
+
+def train(folder, examples, objective, settings=SETTINGS, stop_after=None):
+    if isinstance(objective, str):
+        objective = objectives.get(objective)
+    seed_everything(settings.seed, settings.epochs)
+    spec = cw.cells.get(settings.cell)
+    model = objective.model(spec, len(examples.features), len(examples.classes), settings)
+    arguments = (model, objective, examples, None, examples.classes, settings, folder, {})
+    if stop_after is None:
+        return model, fit(*arguments)
+    with pytest.MonkeyPatch.context() as patch:
+        begin = TrainingModule.on_train_epoch_start
+
+        def stop(module):
+            if module.current_epoch == stop_after:
+                raise RuntimeError("stopped")
+            begin(module)
+
+        patch.setattr(TrainingModule, "on_train_epoch_start", stop)
+        with pytest.raises(RuntimeError, match="stopped"):
+            fit(*arguments)
+    return None
+
+
+def bits(model):
+    return {name: tensor.numpy().tobytes() for name, tensor in model.state_dict().items()}
+
+
+def test_targets_a_step_are_padded_with_what_does_not_count():
+    (batch,) = echoes([3, 5]).batches(2)
+    assert batch.x.shape == batch.targets.shape == (5, 2, 1)
+    assert batch.targets[:, 0, 0].isnan().tolist() == [True, False, False, True, True]
+    (batch,) = echoes([3, 5], classes=True).batches(2)
+    assert (batch.targets[:, 0] == IGNORED).tolist() == [True, False, False, True, True]
+    assert batch.lengths.tolist() == [3, 5]
+
+
+@pytest.mark.parametrize(
+    ("inputs", "targets", "message"),
+    [
+        ([], [], "0 sequences with 0 targets"),
+        ([torch.zeros(3, 1)], [], "1 sequences with 0 targets"),
+        ([torch.zeros(3, 2)], [torch.zeros(3, 1)], r"sequence 0 has shape \(3, 2\); expected"),
+        ([torch.zeros(0, 1)], [torch.zeros(0, 1)], "at least one step"),
+        ([torch.zeros(3, 1)], [torch.zeros(2, 1)], "sequence 0 has 3 steps, but 2 targets"),
+    ],
+)
+def test_sequences_have_to_fit(inputs, targets, message):
+    with pytest.raises(DataError, match=message):
+        Sequences(inputs, targets, ("x",), ("y",))
+
+
+def test_what_is_drawn_follows_from_seed_epoch_and_batch():
+    loader = DRAWN.batches(8, seed=3)
+    assert len(loader) == 4
+    first = [batch.x for batch in loader]
+    assert [x.shape[1] for x in first] == [8, 8, 8, 6]
+    assert all(map(torch.equal, first, [batch.x for batch in loader]))
+    others = [DRAWN.batches(8, seed=4), DRAWN.batches(8), DRAWN.batches(8, seed=3)]
+    others[2].epoch = 1
+    for other in others:
+        assert not any(map(torch.equal, first, [batch.x for batch in other]))
+    # Without a seed, every pass is the same.
+    test = DRAWN.batches(8)
+    again = [batch.x for batch in test]
+    test.epoch = 5
+    assert all(map(torch.equal, again, [batch.x for batch in test]))
+
+
+def test_no_two_batches_are_drawn_alike():
+    seen = set()
+    for seed in (None, *range(7)):
+        loader = Generated(draw, ("number",), ("first",), count=7).batches(1, seed)
+        for loader.epoch in range(1 if seed is None else 7):
+            seen |= {batch.x.numpy().tobytes() for batch in loader}
+    assert len(seen) == 7 + 7 * 7 * 7
+
+
+@pytest.mark.parametrize("steps", [1, 2, 5, 9])
+def test_windows_carry_the_states_over(steps):
+    data = echoes([9, 4, 7])
+    spec = cw.cells.get("lstm")
+    model = objectives.get("values").model(spec, 1, 1, SETTINGS)
+    (whole,) = data.batches(3)
+    windows = list(Windows(data.batches(3), steps))
+    assert torch.equal(torch.cat([each.x for each in windows]), whole.x)
+    assert [int(each.reset.sum()) for each in windows] == [3] + [0] * (len(windows) - 1)
+    assert sum(each.lengths for each in windows).tolist() == [9, 4, 7]
+    state, parts = None, []
+    with torch.no_grad():
+        for each in windows:
+            y, state = model.carry(each.x, each.lengths, each.reset, state)
+            parts.append(y)
+        assert torch.equal(torch.cat(parts), model(whole.x, whole.lengths))
+
+
+def test_windows_need_a_target_a_step():
+    with pytest.raises(UsageError, match="--tbptt: the task has one target a sequence"):
+        next(iter(Windows(DRAWN.batches(4, seed=0), 2)))
+
+
+def test_gradients_end_at_a_window_s_beginning(monkeypatch, tmp_path):
+    """The gradient of a window is that of the window alone, from the state that was carried."""
+    data = echoes([8, 8])
+    found = []
+    step = TrainingModule.training_step
+
+    def spy(module, batch, index):
+        before = module._states.get("train")
+        loss = step(module, batch, index)
+        alone, _ = module.model.carry(batch.x, batch.lengths, batch.reset, before)
+        again = module.objective.loss(alone, batch.targets)
+        weights = list(module.parameters())
+        pairs = zip(
+            torch.autograd.grad(loss, weights, retain_graph=True),
+            torch.autograd.grad(again, weights),
+            strict=True,
+        )
+        found.append(all(torch.equal(one, two) for one, two in pairs))
+        return loss
+
+    monkeypatch.setattr(TrainingModule, "training_step", spy)
+    train(tmp_path, data, "values", SETTINGS.replace(tbptt=3, epochs=1))
+    assert found == [True] * 3
+
+
+@pytest.mark.parametrize("what", ["drawn", "windows", "streams", "streams in windows"])
+def test_an_interrupted_training_ends_with_the_same_bits(tmp_path, what):
+    settings = SETTINGS.replace(tbptt=3 if "windows" in what else None)
+    examples = {"drawn": DRAWN, "windows": echoes([9, 4, 7, 7, 5])}.get(what, COUNTED)
+    objective = "value" if what == "drawn" else "values"
+    whole, one = train(tmp_path / "a", examples, objective, settings)
+    train(tmp_path / "b", examples, objective, settings, stop_after=2)
+    resumed, two = train(tmp_path / "b", examples, objective, settings)
+    assert bits(whole) == bits(resumed)
+    assert one.sequences == two.sequences
+    assert [row["train_loss"] for row in one.rows] == [row["train_loss"] for row in two.rows]
+
+
+def test_streams_go_on_from_epoch_to_epoch(tmp_path, monkeypatch):
+    seen = []
+    step = TrainingModule.training_step
+
+    def spy(module, batch, index):
+        seen.append(batch)
+        return step(module, batch, index)
+
+    monkeypatch.setattr(TrainingModule, "training_step", spy)
+    train(tmp_path, COUNTED, "values")
+    targets = torch.cat([each.targets[:, 0, 0] for each in seen])
+    assert torch.equal(targets, (torch.arange(210) % 3 == 1).float())
+    assert sum(int(each.reset[:, 0].sum()) for each in seen) == 18  # every twelfth of 210 steps
+
+
+def test_streams_are_learnt_and_measured(tmp_path):
+    settings = SETTINGS.replace(epochs=12)
+    model, _ = train(tmp_path, COUNTED, "values", settings)
+    found = measure(model, objectives.get("values"), COUNTED, COUNTED.classes)
+    assert found.metric < 0.05
+    assert found.count == 64 * 6  # sequences that begin in 70 steps of 64 streams
+    assert measure(model, objectives.get("values"), COUNTED, COUNTED.classes) == found
+
+
+FIRST = replace(
+    objectives.get("value"),
+    name="first number",
+    right=lambda outputs, targets: ((outputs - targets).abs() < 0.2)[:, 0],
+)
+
+
+def test_training_stops_when_enough_in_a_row_are_right(tmp_path):
+    examples = replace(DRAWN, count=200, streak=100)
+    settings = SETTINGS.replace(epochs=60, hidden_size=8)
+    model, fitted = train(tmp_path, examples, FIRST, settings)
+    assert fitted.solved
+    assert 100 < fitted.sequences < 60 * 200
+    assert fitted.epoch == len(fitted.rows) == -(-fitted.sequences // 200)
+    found = measure(model, FIRST, DRAWN, DRAWN.classes)
+    assert found.wrong <= 3
+    # It has ended: to call it again changes nothing.
+    again, two = train(tmp_path, examples, FIRST, settings)
+    assert bits(again) == bits(model)
+    assert two == fitted
+
+
+def test_a_streak_is_broken_by_the_last_wrong_one():
+    module = TrainingModule(torch.nn.Linear(1, 1), FIRST, SETTINGS, DRAWN.batches(4), {}, 99)
+
+    def count(*errors):
+        targets = torch.zeros(len(errors), 1)
+        batch = Batch(torch.zeros(1, len(errors), 1), torch.ones(len(errors)), targets)
+        module._count(batch, torch.tensor(errors)[:, None])
+        return module.right_in_a_row
+
+    assert count(0.0, 0.0) == 2
+    assert count(0.0, 0.0, 0.0) == 5
+    assert count(0.0, 1.0, 0.0) == 1
+    assert count(1.0, 1.0) == 0
+    assert module.sequences == 10
+
+
+@pytest.mark.parametrize("name", ["classes", "values", "keys"])
+def test_what_does_not_count_does_not_count(name):
+    objective = objectives.get(name)
+    generator = torch.Generator().manual_seed(0)
+    outputs = torch.randn(6, 2, 3, generator=generator)
+    if name == "classes":
+        targets = torch.randint(3, (6, 2), generator=generator)
+        targets[4:, 1] = IGNORED
+    else:
+        targets = torch.randint(2, (6, 2, 3), generator=generator).float()
+        targets[4:, 1] = torch.nan
+    parts = [(outputs[:, :1], targets[:, :1]), (outputs[:4, 1:], targets[:4, 1:])]
+    counts = [objective.count(each[1]) for each in parts]
+    assert objective.count(targets) == sum(counts)
+    for measured in (objective.loss, objective.metric):
+        means = [measured(*each).double() for each in parts]
+        mean = sum(m * n for m, n in zip(means, counts, strict=True)) / sum(counts)
+        assert measured(outputs, targets).double() == pytest.approx(mean.item(), rel=1e-6)
+
+
+def test_nats_are_summed_over_keys():
+    logits, targets = torch.zeros(5, 2, 88), torch.zeros(5, 2, 88)
+    found = objectives.get("keys").metric(logits, targets)
+    assert found.item() == pytest.approx(88 * np.log(2), rel=1e-6)
+
+
+def test_a_name_that_is_built_in_is_not_given_again():
+    with pytest.raises(UsageError, match="'value' is built in"):
+        objectives.add(replace(FIRST, name="value"))
+    assert objectives.add(objectives.get("value")) is objectives.get("value")
