@@ -1,0 +1,146 @@
+"""Tasks in a file of the user's: trained, killed and resumed, measured, reproduced."""
+
+from __future__ import annotations
+
+import json
+import signal
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+from apps.shell import content, spawn
+
+EXAMPLE = Path(__file__).parents[2] / "examples" / "my_task.py"
+REFERENCE = f"{EXAMPLE}:first_bit"
+
+COUNTING = '''
+from dataclasses import dataclass
+from cellwright.errors import UsageError
+from cellwright.tasks.task import Experiment, Published
+from cellwright.train.settings import check_whole
+
+@dataclass(frozen=True)
+class Settings:
+    seed: int = 0
+    limit: int = 3
+
+    def __post_init__(self):
+        check_whole("limit", self.limit, 1)
+
+def run(settings, folder, console):
+    """Adds a line a call, and is killed at the first of them if the limit is 5."""
+    path = folder / "log.csv"
+    before = len(path.read_text().splitlines()) if path.exists() else 0
+    for line in range(before, settings.limit):
+        with path.open("a") as file:
+            file.write(f"{line}\\n")
+        if settings.limit == 5 and not before:
+            raise UsageError("killed")
+    return {"count": settings.limit + settings.seed, "seconds": 0.0}
+
+counting = Experiment(
+    name="counting-lines", title="Count lines", source="a test", settings_type=Settings,
+    run=run, metric="count", published=(Published("by hand", 3, "a test"),), report=("count",),
+)
+'''
+
+
+def test_it_is_shown_trained_and_measured(call, tmp_path):
+    shown = call("tasks", EXAMPLE).out
+    assert "Options (--with): length 10" in shown
+    assert "Case length=30: length 30; 5 seeds" in shown
+    answer = call("train", REFERENCE, "--with", "length=6", "--output", "run", "--threads", 1)
+    metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())
+    assert metrics["solved"] is True
+    assert 300 <= metrics["sequences"] < 40 * 500
+    assert f"Solved after {metrics['sequences']:,} sequences" in answer.out
+    assert metrics["test_wrong"] == round((1 - metrics["test_accuracy"]) * 1000) < 30
+    config = yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())
+    assert config["data"] == {"task": REFERENCE, "options": {"length": 6}}
+    assert config["settings"]["bidirectional"] is False  # the objective's default
+    measured = call("evaluate", "run").out
+    assert f"{metrics['test_accuracy']:.2%}" in measured
+    again = call("train", "--resume", "--output", "run").out
+    assert "This run has ended" in again
+    assert "Solved after" in again
+
+
+def test_killed_and_resumed_ends_with_the_same_bytes(call, tmp_path):
+    arguments = [REFERENCE, "--with", "length=40", "--epochs", 6, "--learning-rate", 1e-4]
+    call("train", *arguments, "--output", "whole")
+    process = spawn("train", *arguments, "--output", tmp_path / "killed")
+    log = tmp_path / "killed" / "log.csv"
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline and process.poll() is None:
+        if log.exists() and log.read_text().count("\n") >= 3:
+            break
+        time.sleep(0.005)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    assert process.returncode == -signal.SIGKILL
+    assert not (tmp_path / "killed" / "metrics.json").exists()
+    call("train", "--resume", "--output", "killed")
+    whole, killed = content(tmp_path / "whole"), content(tmp_path / "killed")
+    assert killed["model.safetensors"] == whole["model.safetensors"]
+    ours, theirs = (json.loads(each["metrics.json"]) for each in (killed, whole))
+    assert {**ours, "seconds": 0} == {**theirs, "seconds": 0}
+
+
+def test_reproduce_runs_each_seed_once(call, tmp_path):
+    arguments = ["reproduce", EXAMPLE, "--case", "length=10", "--seeds", 2, "--output", "all"]
+    first = call(*arguments).out
+    assert "first-bit: 2 runs in all" in first
+    assert "length=10, seed 1: sequences" in first
+    found = json.loads((tmp_path / "all" / "results.json").read_text())
+    assert [each["seed"] for each in found["runs"]["length=10"]] == [0, 1]
+    before = content(tmp_path / "all")
+    call(*arguments)
+    assert content(tmp_path / "all") == before
+
+
+def test_an_experiment_goes_on_where_it_was_killed(call, refused, tmp_path):
+    (tmp_path / "own.py").write_text(COUNTING)
+    refused("killed", "train", "own.py", "--with", "limit=5", "--output", "run")
+    assert not (tmp_path / "run" / "metrics.json").exists()
+    refused("--limit: the run in run has 5", "train", "--resume", "own.py", "--with", "limit=4",
+            "--output", "run")  # fmt: skip
+    answer = call("train", "--resume", "--output", "run").out
+    assert "count: 5" in answer
+    assert (tmp_path / "run" / "log.csv").read_text() == "0\n1\n2\n3\n4\n"
+    assert "This run has ended" in call("train", "--resume", "--output", "run").out
+    out = call("reproduce", "own.py", "--seeds", 3, "--output", "all").out
+    assert "count" in out and "by hand 3" in out
+    runs = json.loads((tmp_path / "all" / "results.json").read_text())["runs"]["counting-lines"]
+    assert [each["count"] for each in runs] == [3, 4, 5]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("train", REFERENCE, "--with", "size=3"), "no option 'size'; it has length"),
+        (("train", REFERENCE, "--with", "length=long"), "expected a value like 10, got 'long'"),
+        (("train", REFERENCE, "--with", "length"), "--with: expected NAME=VALUE, got 'length'"),
+        (("train", f"{EXAMPLE}:last_bit"), "no task is named 'last_bit'"),
+        (("train", f"{EXAMPLE}:FIRST_BIT"), "is a Objective, not a task"),
+        (("train", "nowhere.py:first"), "no file nowhere.py"),
+        (("train", REFERENCE, "--layer", "gates=3"), "--layer: expected one of"),
+        (("train", REFERENCE, "--tbptt", "4"), "--tbptt: the task has one target a sequence"),
+        (("train", REFERENCE, "--validation", "0.2"), "only labelled series can be parted"),
+        (("train", REFERENCE, "--test", "x.ts"), "has its own test data"),
+        (("train", REFERENCE, "--optimizer", "lion"), "--optimizer: expected one of adamw"),
+        (("train", "own.py", "--hidden-size", "3"), "the task counting-lines has no such setting"),
+        (("train", "own.py", "--with", "limit=0"), "--limit: expected a whole number, 1 or more"),
+        (("reproduce", EXAMPLE, "--case", "length=3"), "it has length=10, length=30"),
+        (("tasks", "mnist"), "no task is named 'mnist'"),
+    ],
+)  # fmt: skip
+def test_wrong_input_is_one_message(refused, tmp_path, arguments, message):
+    (tmp_path / "own.py").write_text(COUNTING)
+    refused(message, *arguments)
+
+
+def test_series_of_a_file_are_for_classifiers(call, refused, ts_file):
+    call("train", REFERENCE, "--epochs", 1, "--output", "run")
+    refused("whose objective is 'first bit'", "predict", "run", ts_file)
+    refused("whose objective is 'first bit'", "evaluate", "run", "--data", ts_file)
