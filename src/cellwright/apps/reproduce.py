@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -51,6 +51,7 @@ def reproduce(
     found = reproduction.run_all(todo, processes, lambda job, got: _tell(entry, job, got))
     show.say()
     _show(reproduction.spreads(entry, found))
+    _show_ranking(entry, found)
     _show_published(entry)
     show.say(f"\nAll numbers are in {reproduction.write(output, entry, found)}")
 
@@ -86,6 +87,29 @@ def _show(table: Mapping[str, Mapping[str, Spread]]) -> None:
     show.table(
         {"case": "left", "": "left", "mean": "right", "deviation": "right", "median": "right",
          "range": "right", "seeds": "right"},
+        rows,
+    )  # fmt: skip
+
+
+def _show_ranking(entry: Entry, found: Mapping[str, Sequence[Mapping[str, Any]]]) -> None:
+    from cellwright.tasks import ranking
+
+    if entry.baseline not in found or len(found) < 2:
+        return
+    metric = entry.report[0]
+    values = {case: [float(each[metric]) for each in runs] for case, runs in found.items()}
+    rows = [
+        [str(place), each.case, number(each.mean), number(each.median), number(each.best),
+         "" if each.p is None else f"{each.p:.3f}"]
+        for place, each in enumerate(ranking.rank(values, entry.baseline), 1)
+    ]  # fmt: skip
+    show.say(
+        f"\nBy {metric}, with the probability of as large a difference from {entry.baseline} by "
+        "chance:"
+    )
+    show.table(
+        {"": "right", "case": "left", "mean": "right", "median": "right", "best": "right",
+         "p": "right"},
         rows,
     )  # fmt: skip
 

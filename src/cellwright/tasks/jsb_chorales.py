@@ -65,6 +65,10 @@ def load() -> Data:
         raise DataError(f"{path}: its content is damaged: {error!r}") from error
 
 
+_SMALL: dict[str, Any] = {
+    "learning_rate": 0.02, "epochs": 120, "dropout": 0.0, "gradient_clip": 100.0,
+    "weight_decay": 0.1, "layer": {"recurrent_dropout": 0.1},
+}  # fmt: skip
 _COMMON: dict[str, Any] = {
     "title": "Foretell the next chord of a chorale: 88 keys, in nats a frame",
     "source": (
@@ -79,12 +83,16 @@ _COMMON: dict[str, Any] = {
 @task(
     "jsb-chorales",
     **_COMMON,
+    # Chosen by the loss on the validation chorales. The loss is a sum over keys and its gradient
+    # is long: a norm of 1 would hold training back.
     defaults={
-        "hidden_size": 128,
+        "hidden_size": 200,
         "batch_size": 8,
-        "learning_rate": 0.005,
-        "epochs": 60,
+        "learning_rate": 0.01,
+        "epochs": 80,
         "dropout": 0.4,
+        "gradient_clip": 10.0,
+        "layer": {"recurrent_dropout": 0.3},
     },
     published=(
         Published("GRU-46", 8.54, _CHUNG, case="GRU-46"),
@@ -94,8 +102,8 @@ _COMMON: dict[str, Any] = {
         Published("RNN, 300,000 parameters", 8.91, _BAI, case="best"),
     ),
     cases=(
-        Case("GRU-46", changes={"cell": "gru", "hidden_size": 46, "dropout": 0.2}),
-        Case("LSTM-36", changes={"hidden_size": 36, "dropout": 0.2}),
+        Case("GRU-46", changes={"cell": "gru", "hidden_size": 46, **_SMALL}),
+        Case("LSTM-36", changes={"hidden_size": 36, **_SMALL}),
         Case("best"),
     ),
     report=("test_nats", "validation_nats", "epoch_of_weights"),
@@ -119,21 +127,28 @@ def draw_settings(random: np.random.Generator) -> dict[str, Any]:
     """
     return {
         "learning_rate": float(10 ** random.uniform(-3, -1.5)),
-        "hidden_size": round(10 ** random.uniform(1.3, 2.1)),
-        "dropout": float(random.uniform(0.0, 0.6)),
+        "hidden_size": round(10 ** random.uniform(1.3, 2.0)),
+        "dropout": float(random.uniform(0.0, 0.5)),
     }
 
 
 @task(
     "odyssey",
     **{**_COMMON, "title": "Nine variants of the LSTM on Bach's chorales, ranked"},
-    defaults={"cell": "odyssey_vanilla", "batch_size": 8, "epochs": 40},
+    defaults={
+        "cell": "odyssey_vanilla",
+        "batch_size": 8,
+        "epochs": 40,
+        "gradient_clip": 100.0,
+        "weight_decay": 0.1,
+    },
     published=(Published("best of nine variants", 8.38, _GREFF, "200 trials a variant"),),
     cases=tuple(
         Case(name.upper(), changes={"cell": f"odyssey_{name}"}, seeds=12, search=draw_settings)
         for name in VARIANTS
     ),
     report=("test_nats",),
+    baseline="VANILLA",
 )
 def odyssey() -> Data:
     """Bach's chorales again; the cell is what is asked about."""

@@ -100,6 +100,8 @@ class Entry:
         published: what others got.
         cases: what is run to reproduce it; without any, the task as it is.
         report: names in ``metrics.json`` that a reproduction tells.
+        baseline: the case with which the others are compared, by the first name of the report, of
+            which the lowest is the best; "" for no ranking.
     """
 
     name: str
@@ -110,6 +112,7 @@ class Entry:
     published: tuple[Published, ...] = ()
     cases: tuple[Case, ...] = ()
     report: tuple[str, ...] = ()
+    baseline: str = ""
 
     def complete(self, options: Mapping[str, Any]) -> dict[str, Any]:
         """All options, with these values for some of them.
@@ -211,6 +214,7 @@ def task(
     published: tuple[Published, ...] = (),
     cases: tuple[Case, ...] = (),
     report: tuple[str, ...] = (),
+    baseline: str = "",
 ) -> Callable[[Callable[..., Data]], Task]:
     """Make a task of a function that returns the data.
 
@@ -227,6 +231,7 @@ def task(
         published: what others got.
         cases: what is run to reproduce it; without them, the task as it is with five seeds.
         report: names in ``metrics.json`` that a reproduction tells; the metric, if there are none.
+        baseline: the case with which a reproduction compares the others; "" for no ranking.
 
     Raises:
         UsageError: there is no such objective, or an option has no default.
@@ -267,7 +272,7 @@ def task(
         return Task(
             name=name, title=title, source=source, licence=licence, load=load, objective=found,
             options=options, defaults=dict(defaults or {}), published=published, cases=cases,
-            report=report or (f"test_{found.metric_name}",),
+            report=report or (f"test_{found.metric_name}",), baseline=baseline,
         )  # fmt: skip
 
     return make
