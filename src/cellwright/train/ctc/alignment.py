@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -177,10 +178,10 @@ def _collapse(
     """Spans of a path, a label a frame; a new one begins where ``states`` changes."""
     steps = np.arange(len(path))
     emitted = frames[steps, path]
-    starts = np.flatnonzero(np.diff(states, prepend=-1))
+    edges = np.flatnonzero(np.diff(states, prepend=-1, append=-1))  # states are not negative
     spans = tuple(
         Span(int(path[first]), int(first), int(stop) - 1, float(emitted[first:stop].sum()))
-        for first, stop in zip(starts, [*starts[1:], len(path)], strict=True)
+        for first, stop in itertools.pairwise(edges)
         if path[first] != blank
     )
     return Alignment(spans, float(emitted.sum()))

@@ -4,23 +4,17 @@ from __future__ import annotations
 
 import heapq
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from cellwright.errors import InputError, InputTypeError
+from cellwright.errors import InputError
 from cellwright.nn.arguments import check_count
 from cellwright.train.ctc import checks
-
-Prefix = tuple[int, ...]
-LanguageModel = Callable[[Prefix, int], float]
-EndModel = Callable[[Prefix], float]
-
-_ROUNDING = 1e-5  # what a log-probability of a language model in float32 may be above 0
+from cellwright.train.ctc.language import EndModel, LanguageModel, Prefix, Prior
 
 
 @dataclass(frozen=True)
@@ -97,52 +91,13 @@ def prefix_beam(
     check_count("best", best, least=1)
     if best > beam:
         raise InputError(f"best: expected at most beam = {beam}, got {best}")
-    if not 0 <= alpha < math.inf:
-        raise InputError(f"alpha: expected a weight of at least 0, got {alpha!r}")
-    if not math.isfinite(beta):
-        raise InputError(f"beta: expected a finite bonus, got {beta!r}")
-    if math.isnan(least_log_prob) or least_log_prob > 0:
-        raise InputError(f"least_log_prob: expected at most 0, got {least_log_prob!r}")
-    prior = _Prior(
-        language_model if alpha else None, language_model_end if alpha else None, alpha, beta
-    )
+    if not (isinstance(least_log_prob, (int, float)) and least_log_prob <= 0):
+        raise InputError(f"least_log_prob: expected a number, at most 0, got {least_log_prob!r}")
+    prior = Prior.of(language_model, language_model_end, alpha, beta)
     return [
         _search(frames, blank, beam, least_log_prob, prior)[:best]
         for frames in checks.each_sequence(log_probs, found)
     ]
-
-
-@dataclass(frozen=True)
-class _Prior:
-    """What labels are worth before anything is heard."""
-
-    model: LanguageModel | None
-    end: EndModel | None
-    alpha: float
-    beta: float
-
-    def label(self, prefix: Prefix, label: int) -> float:
-        """Worth of one more label."""
-        assert self.model is not None
-        given = self.model(prefix, label)
-        return self.alpha * _number(given, "language_model", prefix, label) + self.beta
-
-    def ended(self, labels: Prefix) -> float:
-        """Worth of nothing more."""
-        if self.end is None:
-            return 0.0
-        return self.alpha * _number(self.end(labels), "language_model_end", labels)
-
-
-def _number(given: Any, name: str, *asked: Any) -> float:
-    """What a language model said, at most 0."""
-    try:
-        number = float(given)
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise InputTypeError(f"{name}{asked}: expected a log-probability, got {given!r}") from error
-    if not number <= _ROUNDING:
-        raise InputError(f"{name}{asked}: expected a log-probability, at most 0, got {number}")
-    return min(number, 0.0)
 
 
 class _Prefixes:
@@ -191,7 +146,7 @@ class _Beam:
 
 
 def _search(
-    frames: NDArray[np.float64], blank: int, width: int, least: float, prior: _Prior
+    frames: NDArray[np.float64], blank: int, width: int, least: float, prior: Prior
 ) -> list[Hypothesis]:
     """All hypotheses of one sequence, (length, labels), that are in the beam at its end."""
     prefixes = _Prefixes()
@@ -201,6 +156,8 @@ def _search(
     for frame in frames:
         open_to = labels if least == -math.inf else labels[frame[labels] >= least]
         kept = _advance(kept, frame, open_to, blank, width, prefixes, prior)
+        if not kept.numbers:  # a frame in which everything has probability 0
+            return []
     found = []
     for number, log_prob, worth in zip(
         kept.numbers, np.logaddexp(kept.in_blank, kept.in_label), kept.worth, strict=True
@@ -218,7 +175,7 @@ def _advance(
     blank: int,
     width: int,
     prefixes: _Prefixes,
-    prior: _Prior,
+    prior: Prior,
 ) -> _Beam:
     """The beam after one more frame, in which ``labels`` may extend a prefix."""
     last = np.array([prefixes.label[number] for number in kept.numbers])  # -1: none
@@ -272,7 +229,7 @@ def _worth_of_labels(
     longer: NDArray[np.float64],
     width: int,
     prefixes: _Prefixes,
-    prior: _Prior,
+    prior: Prior,
 ) -> NDArray[np.float64]:
     """Prior of each prefix with each label behind it, (K, labels).
 
@@ -288,14 +245,16 @@ def _worth_of_labels(
     least = scores[0] if len(scores) == width else -np.inf
     hopeful = np.flatnonzero((bounds >= least) & (bounds > -np.inf))
     worth = np.full(longer.shape, -np.inf)
+    written: dict[int, Prefix] = {}
     for index in hopeful[np.argsort(-bounds[hopeful], kind="stable")].tolist():
         if len(scores) == width and bounds[index] < scores[0]:
             break
         row, column = divmod(index, len(labels))
         label = labels[column]
         if np.isnan(kept.asked[row, label]):
-            prefix = prefixes.labels(kept.numbers[row])
-            kept.asked[row, label] = prior.label(prefix, int(label))
+            if row not in written:
+                written[row] = prefixes.labels(kept.numbers[row])
+            kept.asked[row, label] = prior.label(written[row], int(label))
         worth[row, column] = kept.worth[row] + kept.asked[row, label]
         score = longer[row, column] + worth[row, column]
         if len(scores) < width:
