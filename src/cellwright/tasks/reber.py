@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from cellwright.errors import UsageError
-from cellwright.tasks.drawing import NO_CLASS, Drawn, one_hot, whole, within
+from cellwright.tasks.drawing import Drawn, one_hot, whole, within
 
 #: The symbols in the order of the input's and the output's units.
 SYMBOLS = ("B", "T", "P", "S", "X", "V", "E")
@@ -61,7 +61,7 @@ _SYMBOLS, _FOLLOWING, _POSSIBLE = _embedded()
 _START, _BEGUN = 0, 1
 
 
-def draw(random: np.random.Generator, count: int, *, targets: str = "symbol") -> Drawn:
+def draw(random: np.random.Generator, count: int) -> Drawn:
     """Draw strings of the embedded Reber grammar; every choice of two is one to one.
 
     A string is ``B T inner T E`` or ``B P inner P E``, where ``inner`` is a string of Reber's
@@ -74,25 +74,22 @@ def draw(random: np.random.Generator, count: int, *, targets: str = "symbol") ->
     Args:
         random: source of random numbers.
         count: strings, B.
-        targets: "symbol" for the symbol that comes, or "possible" for the probability of each
-            symbol: 1 for the only possible one, 1/2 for two, 0 for all others.
 
     Returns:
         x (T, B, 7) for the longest string's T, zero behind the end of a shorter one; lengths
-        (B,), each one less than the string's; targets: classes (T, B), -100 behind the end, or
-        probabilities (T, B, 7), NaN behind the end.
+        (B,), each one less than the string's; targets (T, B, 7): 1 for the symbol that comes,
+        1/2 for another that might have come, 0 for all others, NaN behind the end.
 
     Raises:
-        UsageError: for a wrong count or kind of targets.
+        UsageError: for a wrong count.
 
     >>> x, lengths, targets = draw(np.random.default_rng(1), 3)
     >>> x.shape, lengths.tolist()
     (torch.Size([11, 3, 7]), [11, 8, 9])
-    >>> "".join(SYMBOLS[each] for each in targets[:11, 1] if each >= 0)
+    >>> "".join(SYMBOLS[each] for each in targets[:8, 1].argmax(-1))
     'TBPVVETE'
     """
     count = whole("reber", "count", count, 1)
-    _check_targets("reber", targets)
     states = [np.full(count, _START)]
     rows: list[np.ndarray] = []
     while not rows or states[-1].any():
@@ -104,33 +101,30 @@ def draw(random: np.random.Generator, count: int, *, targets: str = "symbol") ->
     lengths = (np.stack(states[1:]) != _START).sum(0)
     inside = within(lengths)
     x = one_hot(np.stack(rows[:-1]), lengths, len(SYMBOLS))
-    if targets == "symbol":
-        wanted = torch.from_numpy(np.where(inside, np.stack(rows[1:]), NO_CLASS))
-    else:
-        wanted = _probabilities(np.stack(states[1:-1]))
-        wanted[~torch.from_numpy(inside)] = torch.nan
-    return x, torch.from_numpy(lengths), wanted
+    targets = _targets(np.stack(rows[1:]), np.stack(states[1:-1]))
+    targets[~torch.from_numpy(inside)] = torch.nan
+    return x, torch.from_numpy(lengths), targets
 
 
-def most_active(outputs: Tensor, probabilities: Tensor) -> Tensor:
+def most_active(outputs: Tensor, targets: Tensor) -> Tensor:
     """Where the possible symbols are the most active outputs.
 
     Args:
         outputs: (..., 7), of any range.
-        probabilities: (..., 7), as `draw` gives for ``targets="possible"``.
+        targets: (..., 7), as `draw` returns them.
 
     Returns:
         (...) booleans; True also where there is no target.
 
     >>> import torch
     >>> outputs = torch.tensor([[0.1, 0.4, 0.5], [0.3, 0.2, 0.5]])
-    >>> most_active(outputs, torch.tensor([[0.0, 0.5, 0.5], [0.0, 0.5, 0.5]])).tolist()
+    >>> most_active(outputs, torch.tensor([[0.0, 0.5, 1.0], [0.0, 1.0, 0.5]])).tolist()
     [True, False]
     """
-    possible = probabilities > 0
+    possible = targets > 0
     least = outputs.masked_fill(~possible, torch.inf).amin(-1)
     most = outputs.masked_fill(possible, -torch.inf).amax(-1)
-    return (least > most) | probabilities.isnan().any(-1)
+    return (least > most) | targets.isnan().any(-1)
 
 
 def right_in_a_row(right: Tensor) -> Tensor:
@@ -157,19 +151,18 @@ class ContinualReber:
         streams: how many run side by side, B.
         seed: of all chance; a stream depends on it, on its own number and on the lengths of
             the windows.
-        targets: as in `draw`.
         strings: after so many a stream ends and another begins, from a state of zeros; None for
             streams that never end.
         first: number of the first stream, so that several processes can share streams out.
 
     Raises:
-        UsageError: for a wrong number or kind of targets.
+        UsageError: for a wrong number.
 
     Example:
         >>> stream = ContinualReber(streams=3, seed=1)
         >>> x, targets, reset = stream.window(50)
         >>> x.shape, targets.shape, reset[0].all().item(), reset[1:].any().item()
-        (torch.Size([50, 3, 7]), torch.Size([50, 3]), True, False)
+        (torch.Size([50, 3, 7]), torch.Size([50, 3, 7]), True, False)
         >>> position = stream.state_dict()
         >>> after = stream.window(50)[0]
         >>> stream.load_state_dict(position)
@@ -182,15 +175,12 @@ class ContinualReber:
         streams: int,
         seed: int,
         *,
-        targets: str = "symbol",
         strings: int | None = None,
         first: int = 0,
     ):
         self.streams = whole("continual-reber", "streams", streams, 1)
         self.seed = whole("continual-reber", "seed", seed, 0)
         self.first = whole("continual-reber", "first", first, 0)
-        _check_targets("continual-reber", targets)
-        self.targets = targets
         self.strings = strings
         if strings is not None:
             self.strings = whole("continual-reber", "strings", strings, 1)
@@ -232,9 +222,7 @@ class ContinualReber:
         self._window += 1
         self._symbols, self._states, self._begun = symbols[-1], states[-1], number[-1]
         x = one_hot(symbols[:-1], np.full(self.streams, steps), len(SYMBOLS))
-        if self.targets == "symbol":
-            return x, torch.from_numpy(symbols[1:]), reset
-        return x, _probabilities(states[:-1]), reset
+        return x, _targets(symbols[1:], states[:-1]), reset
 
     def state_dict(self) -> dict[str, Any]:
         """The position in all streams, as plain values."""
@@ -262,11 +250,7 @@ class ContinualReber:
         self._begun = np.array(position["begun"])
 
 
-def _check_targets(task: str, targets: object) -> None:
-    if targets not in ("symbol", "possible"):
-        raise UsageError(f"{task}: targets: expected 'symbol' or 'possible', got {targets!r}")
-
-
-def _probabilities(states: np.ndarray) -> Tensor:
-    possible = torch.from_numpy(_POSSIBLE[states]).float()
-    return possible / possible.sum(-1, keepdim=True)
+def _targets(symbols: np.ndarray, states: np.ndarray) -> Tensor:
+    """Targets of steps after which a state is reached and a symbol comes."""
+    targets = torch.from_numpy(_POSSIBLE[states]).float() / 2
+    return targets.scatter_(-1, torch.from_numpy(symbols)[..., None], 1.0)
