@@ -8,6 +8,7 @@ import torch
 
 from cellwright.errors import UsageError
 from cellwright.tasks import counting, reber
+from cellwright.tasks.continual_reber import ContinualReber, continual_reber
 
 # The grammar as a table by hand, state by state: 0 to 6 are Reber's own, in the order of the
 # diagram of Cleeremans, Servan-Schreiber & McClelland 1989; None ends the string.
@@ -111,7 +112,7 @@ def test_right_in_a_row_stops_at_the_first_wrong_one():
 
 
 def test_a_stream_is_strings_in_a_row():
-    stream = reber.ContinualReber(4, seed=7, strings=3)
+    stream = ContinualReber(4, seed=7, strings=3)
     parts = [stream.window(steps) for steps in (40, 1, 90, 17)]
     x, targets, reset = (torch.cat(each) for each in zip(*parts, strict=True))
     assert (x[1:].argmax(-1) == targets[:-1].argmax(-1)).all()
@@ -129,32 +130,32 @@ def test_a_stream_is_strings_in_a_row():
 
 
 def test_a_stream_without_an_end_begins_once():
-    stream = reber.ContinualReber(2, seed=0)
+    stream = ContinualReber(2, seed=0)
     resets = torch.cat([stream.window(50)[2] for _ in range(4)])
     assert resets[0].all() and resets.sum() == 2
 
 
 def test_a_stream_goes_on_from_a_stored_position():
-    stream = reber.ContinualReber(3, seed=5, strings=2)
+    stream = ContinualReber(3, seed=5, strings=2)
     stream.window(31)
     position = stream.state_dict()
     expected = [stream.window(steps) for steps in (20, 35)]
-    other = reber.ContinualReber(3, seed=5, strings=2)
+    other = ContinualReber(3, seed=5, strings=2)
     other.load_state_dict(position)
     for one in expected:
         for mine, theirs in zip(other.window(len(one[0])), one, strict=True):
             assert torch.equal(mine, theirs)
     with pytest.raises(UsageError, match=r"position of 2 streams, got one of 3"):
-        reber.ContinualReber(2, seed=5).load_state_dict(position)
+        ContinualReber(2, seed=5).load_state_dict(position)
 
 
 def test_a_stream_does_not_depend_on_its_neighbours():
-    whole = reber.ContinualReber(5, seed=9)
-    part = reber.ContinualReber(2, seed=9, first=3)
+    whole = ContinualReber(5, seed=9)
+    part = ContinualReber(2, seed=9, first=3)
     for _ in range(2):
         assert torch.equal(whole.window(60)[0][:, 3:], part.window(60)[0])
     assert not torch.equal(
-        reber.ContinualReber(1, seed=9).window(60)[0], reber.ContinualReber(1, seed=8).window(60)[0]
+        ContinualReber(1, seed=9).window(60)[0], ContinualReber(1, seed=8).window(60)[0]
     )
 
 
@@ -218,7 +219,7 @@ def test_generalisation_is_the_end_of_the_unbroken_range():
 def test_the_same_on_every_platform():
     drawn = reber.draw(np.random.default_rng(1), 50)
     assert digest(*drawn[:2], drawn[2].nan_to_num(-1)) == "ef98d03c14756cf7"
-    stream = reber.ContinualReber(3, seed=1, strings=4)
+    stream = ContinualReber(3, seed=1, strings=4)
     stream.window(100)
     assert digest(*stream.window(100)) == "a591ee2502c69eec"
     drawn = counting.draw(np.random.default_rng(1), 50, language="anbncn")
@@ -229,10 +230,10 @@ def test_the_same_on_every_platform():
     ("call", "message"),
     [
         (lambda r: reber.draw(r, 0), r"reber: count: .* at least 1, got 0"),
-        (lambda r: reber.ContinualReber(0, 1), r"continual-reber: streams: .* got 0"),
-        (lambda r: reber.ContinualReber(1, -1), r"continual-reber: seed: .* got -1"),
-        (lambda r: reber.ContinualReber(1, 1, strings=0), r"continual-reber: strings: .* got 0"),
-        (lambda r: reber.ContinualReber(1, 1).window(0), r"continual-reber: steps: .* got 0"),
+        (lambda r: ContinualReber(0, 1), r"continual-reber: streams: .* got 0"),
+        (lambda r: ContinualReber(1, -1), r"continual-reber: seed: .* got -1"),
+        (lambda r: ContinualReber(1, 1, strings=0), r"continual-reber: strings: .* got 0"),
+        (lambda r: ContinualReber(1, 1).window(0), r"continual-reber: steps: .* got 0"),
         (lambda r: counting.draw(r, 2, language="an"), r"'anbn' or 'anbncn', got 'an'"),
         (lambda r: counting.draw(r, 2, low=5, high=4), r"high: .* at least 5, got 4"),
         (lambda r: counting.strings([3, 0]), r"counting: n: .* at least 1, got 0"),
@@ -241,3 +242,42 @@ def test_the_same_on_every_platform():
 def test_wrong_options(call, message):
     with pytest.raises(UsageError, match=message):
         call(np.random.default_rng(1))
+
+
+# --- as tasks ----------------------------------------------------------------------------------
+
+
+def test_the_loss_is_that_of_the_symbols_that_came():
+    _, lengths, targets = reber.draw(np.random.default_rng(6), 5)
+    outputs = torch.randn(targets.shape, generator=torch.Generator().manual_seed(1))
+    losses = [
+        -outputs[t, b].log_softmax(0)[(targets[t, b] == 1).nonzero().item()]
+        for b, length in enumerate(lengths.tolist())
+        for t in range(length)
+    ]
+    assert reber.NEXT_SYMBOL.count(targets) == len(losses)
+    # Sums of 50 float32 numbers in another order.
+    torch.testing.assert_close(
+        reber.symbol_error(outputs, targets), torch.stack(losses).mean(), rtol=1e-5, atol=0
+    )
+    best = targets.nan_to_num(0.0)
+    assert reber.share_right(best, targets) == 1
+    assert reber.NEXT_SYMBOL.right(best, targets).all()
+    best[0, 2] = 0.0
+    assert reber.NEXT_SYMBOL.right(best, targets).tolist() == [True, True, False, True, True]
+    assert reber.share_right(best, targets).item() == pytest.approx(1 - 1 / len(losses))
+
+
+def test_measured_streams_are_not_those_of_training():
+    data = continual_reber.load()
+    trained = next(iter(data.train.batches(2, 0)))
+    measured = next(iter(data.test.batches(2)))
+    assert not torch.equal(trained.x, measured.x[: len(trained.x)])
+    assert torch.equal(measured.x, next(iter(data.test.batches(2))).x)
+
+
+def test_counting_is_tested_on_each_n_once():
+    data = counting.count_letters.load(language="anbncn", limit=7)
+    assert [len(each) for each in data.test.inputs] == [3 * n + 1 for n in range(1, 8)]
+    outputs = torch.where(counting.strings([2])[2] > 0.5, 3.0, -3.0)
+    assert counting.POSSIBLE_SYMBOLS.metric(outputs, counting.strings([2])[2]) == 1

@@ -73,6 +73,12 @@ def test_a_stream_goes_on_from_a_stored_position():
         assert torch.equal(mine, theirs)
 
 
+def test_streams_begin_anew_after_their_cycles():
+    _, targets, reset = timing.Periodic("spike", 4, cycles=3).window(30)
+    assert reset[:, 0].nonzero()[:, 0].tolist() == [0, 12, 24]
+    assert targets[:, 0, 0].nonzero()[:, 0].tolist() == [3, 7, 11, 15, 19, 23, 27]
+
+
 def test_tolerances():
     assert timing.Periodic("spike", 10).tolerance == 0.49
     assert timing.Periodic("cosine", 10).tolerance == 0.3
@@ -97,6 +103,7 @@ def test_the_same_on_every_platform():
         (lambda r: timing.Periodic("sine", 10), r"spike, cosine, triangle, rectangle, got 'sine'"),
         (lambda r: timing.Periodic("spike", 1), r"periodic: period: .* at least 2, got 1"),
         (lambda r: timing.Periodic("spike", 9, 0), r"periodic: streams: .* got 0"),
+        (lambda r: timing.Periodic("spike", 9, cycles=0), r"periodic: cycles: .* got 0"),
         (lambda r: timing.Periodic("spike", 9).window(0), r"periodic: steps: .* got 0"),
     ],
 )

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from cellwright.errors import UsageError
 from cellwright.tasks.drawing import Drawn, one_hot, whole, within
+from cellwright.tasks.task import Case, Data, Published, task
+from cellwright.train import objectives
+from cellwright.train.sequences import Generated, Sequences
 
 #: The letters of each language.
 LANGUAGES = {"anbn": "ab", "anbncn": "abc"}
@@ -134,3 +139,78 @@ def _strings(n: np.ndarray, letters: int) -> Drawn:
     targets[..., 2] = torch.maximum(targets[..., 2], torch.from_numpy(letter == 1).float())
     targets[~torch.from_numpy(inside)] = torch.nan
     return x, torch.from_numpy(lengths), targets
+
+
+def possible_error(outputs: Tensor, targets: Tensor) -> Tensor:
+    """Binary cross entropy in nats over symbols and steps; targets as `draw` returns them."""
+    counted = ~targets.isnan()
+    return F.binary_cross_entropy_with_logits(outputs[counted], targets[counted])
+
+
+POSSIBLE_SYMBOLS = replace(
+    objectives.get("keys"),
+    name="possible-symbols",
+    loss=possible_error,
+    metric=lambda outputs, targets: accepted(outputs, targets).double().mean(),
+    metric_name="accepted",
+    count=lambda targets: targets.shape[1],
+    right=accepted,
+    percent=True,
+)
+
+_GERS = (
+    "Gers & Schmidhuber 2001, LSTM recurrent networks learn simple context-free and "
+    "context-sensitive languages"
+)
+
+
+@task(
+    "counting",
+    title="Foretell the symbols of a^n b^n or a^n b^n c^n; n is longer than ever trained on",
+    source=_GERS,
+    objective=POSSIBLE_SYMBOLS,
+    defaults={
+        "cell": "odyssey_noaf", "hidden_size": 2, "learning_rate": 0.01, "schedule": "cosine",
+        "batch_size": 10, "epochs": 10, "optimizer": "adam", "layer": {"init": "forget_bias:1"},
+    },
+    published=(
+        Published(
+            "peephole LSTM", 1000, _GERS, "largest n; from wider training sets than n up to 10",
+            measure="largest n", case="anbn",
+        ),
+        Published(
+            "peephole LSTM", 500, _GERS, "largest n; from wider training sets than n up to 10",
+            measure="largest n", case="anbncn",
+        ),
+    ),
+    cases=(
+        Case("anbn", {"language": "anbn"}),
+        Case("anbncn", {"language": "anbncn"}),
+    ),
+    report=("test_accepted", "test_wrong"),
+)  # fmt: skip
+def count_letters(language: str = "anbn", high: int = 10, limit: int = 100) -> Data:
+    """Strings to train on, drawn with n up to ``high``; to test on, each n up to ``limit`` once.
+
+    Args:
+        language: "anbn" or "anbncn".
+        high: largest n of training.
+        limit: largest n of the test.
+    """
+    names = symbols(language)
+    whole("counting", "high", high, 1)
+    x, lengths, targets = strings(
+        list(range(1, whole("counting", "limit", limit, 1) + 1)), language
+    )
+    ends = lengths.tolist()
+    test = Sequences(
+        [x[:end, b] for b, end in enumerate(ends)],
+        [targets[:end, b] for b, end in enumerate(ends)],
+        names,
+        names,
+    )
+
+    def train(random: np.random.Generator, count: int) -> Drawn:
+        return draw(random, count, language=language, high=high)
+
+    return Data(train=Generated(train, names, names, 5_000), test=test)

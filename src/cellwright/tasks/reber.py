@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from cellwright.errors import UsageError
 from cellwright.tasks.drawing import Drawn, one_hot, whole, within
+from cellwright.tasks.task import Case, Data, Published, task
+from cellwright.train import objectives
+from cellwright.train.sequences import Sequences
 
 #: The symbols in the order of the input's and the output's units.
 SYMBOLS = ("B", "T", "P", "S", "X", "V", "E")
@@ -56,9 +59,10 @@ def _embedded() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     return symbols, following, possible
 
 
-_SYMBOLS, _FOLLOWING, _POSSIBLE = _embedded()
+# By state: the two symbols that may come, the states they lead to, and the same as a set.
+COMES, LEADS, POSSIBLE = _embedded()
 # The state that expects the outer B, and the state after it.
-_START, _BEGUN = 0, 1
+START, BEGUN = 0, 1
 
 
 def draw(random: np.random.Generator, count: int) -> Drawn:
@@ -90,18 +94,18 @@ def draw(random: np.random.Generator, count: int) -> Drawn:
     'TBPVVETE'
     """
     count = whole("reber", "count", count, 1)
-    states = [np.full(count, _START)]
+    states = [np.full(count, START)]
     rows: list[np.ndarray] = []
     while not rows or states[-1].any():
         bits = random.integers(0, 2, size=count)
         # A string that has ended stays at the start; its symbols are not used.
-        ended = states[-1] == _START if rows else np.zeros(count, dtype=bool)
-        rows.append(_SYMBOLS[states[-1], bits])
-        states.append(np.where(ended, _START, _FOLLOWING[states[-1], bits]))
-    lengths = (np.stack(states[1:]) != _START).sum(0)
+        ended = states[-1] == START if rows else np.zeros(count, dtype=bool)
+        rows.append(COMES[states[-1], bits])
+        states.append(np.where(ended, START, LEADS[states[-1], bits]))
+    lengths = (np.stack(states[1:]) != START).sum(0)
     inside = within(lengths)
     x = one_hot(np.stack(rows[:-1]), lengths, len(SYMBOLS))
-    targets = _targets(np.stack(rows[1:]), np.stack(states[1:-1]))
+    targets = make_targets(np.stack(rows[1:]), np.stack(states[1:-1]))
     targets[~torch.from_numpy(inside)] = torch.nan
     return x, torch.from_numpy(lengths), targets
 
@@ -137,120 +141,74 @@ def right_in_a_row(right: Tensor) -> Tensor:
     return right.long().cumprod(0).sum(0)
 
 
-class ContinualReber:
-    """Streams of embedded Reber strings, with nothing that marks where one string ends.
+def make_targets(symbols: np.ndarray, states: np.ndarray) -> Tensor:
+    """Targets of steps after which a state is reached and a symbol comes."""
+    targets = torch.from_numpy(POSSIBLE[states]).float() / 2
+    return targets.scatter_(-1, torch.from_numpy(symbols)[..., None], 1.0)
 
-    The next symbol is to be predicted at every step; no state is reset between strings.
 
-    Gers, Schmidhuber & Cummins 2000, Learning to forget: continual prediction with LSTM: a stream
-    of training ends at the first wrong prediction; a test is ten streams of 100,000 symbols, each
-    until the first wrong prediction. A solution is perfect if there is none, good if the streams'
-    mean is above 1,000. Here a stream of training ends after some strings, if it ends at all.
+def symbol_error(outputs: Tensor, targets: Tensor) -> Tensor:
+    """Cross entropy in nats of the symbols that came; targets as `draw` returns them."""
+    counted = ~targets[..., 0].isnan()
+    return F.cross_entropy(outputs[counted], targets[counted].argmax(-1))
+
+
+def share_right(outputs: Tensor, targets: Tensor) -> Tensor:
+    """Share of the predictions in which the possible symbols are the most active."""
+    counted = ~targets[..., 0].isnan()
+    return most_active(outputs, targets)[counted].double().mean()
+
+
+NEXT_SYMBOL = replace(
+    objectives.get("classes"),
+    name="next-symbol",
+    loss=symbol_error,
+    metric=share_right,
+    metric_name="right",
+    count=objectives.count_frames,
+    right=lambda outputs, targets: most_active(outputs, targets).all(0),
+)
+
+_HOCHREITER = "Hochreiter & Schmidhuber 1997, Long short-term memory, table 1"
+
+
+def _strings(seed: list[int], count: int) -> Sequences:
+    x, lengths, targets = draw(np.random.default_rng(seed), count)
+    ends = lengths.tolist()
+    return Sequences(
+        [x[:end, b] for b, end in enumerate(ends)],
+        [targets[:end, b] for b, end in enumerate(ends)],
+        SYMBOLS,
+        SYMBOLS,
+    )
+
+
+@task(
+    "embedded-reber",
+    title="Foretell the symbols of a grammar; the second one says which is the last but one",
+    source=_HOCHREITER,
+    objective=NEXT_SYMBOL,
+    # 32 times through 256 strings are 8,192 sequences: within the published count.
+    defaults={
+        "hidden_size": 16, "learning_rate": 0.01, "schedule": "constant", "batch_size": 2,
+        "epochs": 32, "optimizer": "adam", "layer": {"init": "forget_bias:1"},
+    },
+    published=(
+        Published(
+            "LSTM, 3 blocks x 2 cells, 276 weights, rate 0.5", 8440, _HOCHREITER,
+            "sequences until both sets are right; mean of the 100 % of 30 trials that got there",
+            measure="sequences",
+        ),
+    ),
+    cases=(Case("embedded-reber", seeds=10),),
+    report=("sequences", "test_wrong", "test_right"),
+)  # fmt: skip
+def embedded_reber(strings: int = 256, pair: int = 0) -> Data:
+    """A set of strings to train on and one to test on.
 
     Args:
-        streams: how many run side by side, B.
-        seed: of all chance; a stream depends on it, on its own number and on the lengths of
-            the windows.
-        strings: after so many a stream ends and another begins, from a state of zeros; None for
-            streams that never end.
-        first: number of the first stream, so that several processes can share streams out.
-
-    Raises:
-        UsageError: for a wrong number.
-
-    Example:
-        >>> stream = ContinualReber(streams=3, seed=1)
-        >>> x, targets, reset = stream.window(50)
-        >>> x.shape, targets.shape, reset[0].all().item(), reset[1:].any().item()
-        (torch.Size([50, 3, 7]), torch.Size([50, 3, 7]), True, False)
-        >>> position = stream.state_dict()
-        >>> after = stream.window(50)[0]
-        >>> stream.load_state_dict(position)
-        >>> bool((stream.window(50)[0] == after).all())
-        True
+        strings: in each set.
+        pair: number of the pair of sets.
     """
-
-    def __init__(
-        self,
-        streams: int,
-        seed: int,
-        *,
-        strings: int | None = None,
-        first: int = 0,
-    ):
-        self.streams = whole("continual-reber", "streams", streams, 1)
-        self.seed = whole("continual-reber", "seed", seed, 0)
-        self.first = whole("continual-reber", "first", first, 0)
-        self.strings = strings
-        if strings is not None:
-            self.strings = whole("continual-reber", "strings", strings, 1)
-        self._window = 0
-        # The next window's first symbol in each stream, where it leads, strings begun before it.
-        self._symbols = np.full(self.streams, _SYMBOLS[_START, 0])
-        self._states = np.full(self.streams, _FOLLOWING[_START, 0])
-        self._begun = np.zeros(self.streams, dtype=np.int64)
-
-    def window(self, steps: int) -> tuple[Tensor, Tensor, Tensor]:
-        """The next steps of all streams.
-
-        Returns:
-            x (steps, B, 7); targets as in `draw`, of all steps; reset (steps, B), True where a
-            stream begins.
-
-        Raises:
-            UsageError: if ``steps`` is not a positive whole number.
-        """
-        steps = whole("continual-reber", "steps", steps, 1)
-        bits = np.stack(
-            [
-                np.random.default_rng([self.seed, self.first + stream, self._window]).integers(
-                    0, 2, size=steps
-                )
-                for stream in range(self.streams)
-            ],
-            axis=1,
-        )
-        symbols, states = np.empty((2, steps + 1, self.streams), dtype=np.int64)
-        symbols[0], states[0] = self._symbols, self._states
-        for step in range(steps):
-            symbols[step + 1] = _SYMBOLS[states[step], bits[step]]
-            states[step + 1] = _FOLLOWING[states[step], bits[step]]
-        begins = states[:-1] == _BEGUN
-        number = self._begun + begins.cumsum(0)
-        first = number == 1 if self.strings is None else number % self.strings == 1 % self.strings
-        reset = torch.from_numpy(begins & first)
-        self._window += 1
-        self._symbols, self._states, self._begun = symbols[-1], states[-1], number[-1]
-        x = one_hot(symbols[:-1], np.full(self.streams, steps), len(SYMBOLS))
-        return x, _targets(symbols[1:], states[:-1]), reset
-
-    def state_dict(self) -> dict[str, Any]:
-        """The position in all streams, as plain values."""
-        return {
-            "window": self._window,
-            "symbols": self._symbols.tolist(),
-            "states": self._states.tolist(),
-            "begun": self._begun.tolist(),
-        }
-
-    def load_state_dict(self, position: Mapping[str, Any]) -> None:
-        """Go to a position that `state_dict` of streams with the same arguments gave.
-
-        Raises:
-            UsageError: if it has another number of streams.
-        """
-        if len(position["states"]) != self.streams:
-            raise UsageError(
-                f"continual-reber: expected the position of {self.streams} streams, got one of "
-                f"{len(position['states'])}"
-            )
-        self._window = position["window"]
-        self._symbols = np.array(position["symbols"])
-        self._states = np.array(position["states"])
-        self._begun = np.array(position["begun"])
-
-
-def _targets(symbols: np.ndarray, states: np.ndarray) -> Tensor:
-    """Targets of steps after which a state is reached and a symbol comes."""
-    targets = torch.from_numpy(_POSSIBLE[states]).float() / 2
-    return targets.scatter_(-1, torch.from_numpy(symbols)[..., None], 1.0)
+    pair = whole("embedded-reber", "pair", pair, 0)
+    return Data(train=_strings([pair, 0], strings), test=_strings([pair, 1], strings))

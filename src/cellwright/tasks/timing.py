@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,10 @@ from torch import Tensor
 
 from cellwright.errors import UsageError
 from cellwright.tasks.drawing import Drawn, whole, within
+from cellwright.tasks.task import Case, Data, Published, task
+from cellwright.train import objectives
+from cellwright.train.sequences import Generated
+from cellwright.train.streams import Streams
 
 #: An output is right if it is less than this away from its target.
 SPIKE_TOLERANCE, WAVE_TOLERANCE = 0.49, 0.3
@@ -123,9 +128,11 @@ class Periodic:
         wave: "spike", "cosine", "triangle" or "rectangle".
         period: steps.
         streams: how many, B.
+        cycles: after so many periods a stream ends and another begins, from a state of zeros;
+            None for streams that never end.
 
     Raises:
-        UsageError: for another wave, a period below 2, or a wrong number of streams.
+        UsageError: for another wave, a period below 2, or a wrong number.
 
     Example:
         >>> stream = Periodic("spike", period=5)
@@ -136,12 +143,13 @@ class Periodic:
         ([0.0, 0.0, 1.0], {'step': 10})
     """
 
-    def __init__(self, wave: str, period: int, streams: int = 1):
+    def __init__(self, wave: str, period: int, streams: int = 1, *, cycles: int | None = None):
         if wave not in WAVES:
             raise UsageError(f"periodic: wave: expected {', '.join(WAVES)}, got {wave!r}")
         self.wave = wave
         self.period = whole("periodic", "period", period, 2)
         self.streams = whole("periodic", "streams", streams, 1)
+        self.cycles = cycles if cycles is None else whole("periodic", "cycles", cycles, 1)
         self.tolerance = SPIKE_TOLERANCE if wave == "spike" else WAVE_TOLERANCE
         self._values = torch.from_numpy(WAVES[wave](self.period)).float()
         self._step = 0
@@ -150,17 +158,18 @@ class Periodic:
         """The next steps of all streams.
 
         Returns:
-            x (steps, B, 1), zeros; targets (steps, B, 1); reset (steps, B), True at the very
-            first step.
+            x (steps, B, 1), zeros; targets (steps, B, 1); reset (steps, B), True where a stream
+            begins.
 
         Raises:
             UsageError: if ``steps`` is not a positive whole number.
         """
         steps = whole("periodic", "steps", steps, 1)
-        at = (torch.arange(steps) + self._step) % self.period
-        targets = self._values[at][:, None, None].expand(-1, self.streams, 1).contiguous()
-        reset = torch.zeros(steps, self.streams, dtype=torch.bool)
-        reset[0] = self._step == 0
+        at = torch.arange(steps) + self._step
+        targets = self._values[at % self.period]
+        targets = targets[:, None, None].expand(-1, self.streams, 1).contiguous()
+        begins = at == 0 if self.cycles is None else at % (self.cycles * self.period) == 0
+        reset = begins[:, None].expand(-1, self.streams).contiguous()
         self._step += steps
         return torch.zeros_like(targets), targets, reset
 
@@ -183,3 +192,114 @@ def within_tolerance(outputs: Tensor, targets: Tensor, tolerance: float) -> Tens
         (T, B) booleans.
     """
     return (((outputs - targets).abs() < tolerance) | targets.isnan()).all(-1)
+
+
+def _root_mean_square(outputs: Tensor, targets: Tensor) -> Tensor:
+    return objectives.value_error(outputs, targets).sqrt()
+
+
+def _all_within(tolerance: float) -> objectives.Objective:
+    """One value a step; a sequence is right if every value is within the tolerance."""
+    return replace(
+        objectives.get("values"),
+        name=f"values-within-{tolerance:g}",
+        metric=_root_mean_square,
+        metric_name="rmse",
+        right=lambda outputs, targets: within_tolerance(outputs, targets, tolerance).all(0),
+    )
+
+
+_GERS = "Gers, Schraudolph & Schmidhuber 2002, Learning precise timing with LSTM recurrent networks"
+_READ = "read in a second source"
+_PLAIN = {"schedule": "cosine", "optimizer": "adam"}
+
+
+@task(
+    "spike-delays",
+    title="Measure the delay between spikes (MSD)",
+    source=_GERS,
+    objective=_DELAYS_AND_SPIKES,
+    defaults={
+        **_PLAIN, "hidden_size": 4, "learning_rate": 0.01, "batch_size": 16, "epochs": 10,
+    },
+    cases=(Case("no peepholes"), Case("peepholes", changes={"cell": "peephole_lstm"})),
+    report=("test_wrong", "test_rmse"),
+)  # fmt: skip
+def spike_delays(period: int = 10, delays: int = 2, spikes: int = 10) -> Data:
+    """Sequences as `draw` makes them; the test has 1,000 spikes in each."""
+
+    def train(random: np.random.Generator, count: int) -> Drawn:
+        return draw(random, count, period=period, delays=delays, spikes=spikes)
+
+    def test(random: np.random.Generator, count: int) -> Drawn:
+        return draw(random, count, period=period, delays=delays, spikes=1_000)
+
+    train(np.random.default_rng(0), 1)
+    names = ("spike",), ("delay",)
+    return Data(train=Generated(train, *names, 1_600), test=Generated(test, *names, 10))
+
+
+def _periodic(wave: str, period: int, cycles: int, updates: int) -> Data:
+    def begin(seed: int | None, streams: int) -> Periodic:
+        return Periodic(wave, period, streams, cycles=None if seed is None else cycles)
+
+    begin(0, 1)
+    names = ("nothing",), ("value",)
+    updates = whole("periodic", "updates", updates, 10)
+    return Data(
+        train=Streams(begin, *names, cycles * period, updates // 10),
+        test=Streams(begin, *names, 1_000 * period, 1),
+    )
+
+
+_COMMON: dict[str, Any] = {
+    "source": _GERS,
+    "defaults": {
+        **_PLAIN, "hidden_size": 2, "learning_rate": 0.02, "batch_size": 1, "epochs": 10,
+        "cell": "peephole_lstm",
+    },
+    "cases": (
+        Case("peepholes", changes={"cell": "peephole_lstm"}),
+        Case("no peepholes", changes={"cell": "lstm"}),
+    ),
+    "report": ("test_wrong", "test_rmse"),
+}  # fmt: skip
+
+
+@task(
+    "timed-spikes",
+    title="Generate a spike every so many steps, without any input (GTS)",
+    objective=_DELAYS_AND_SPIKES,
+    **_COMMON,
+)
+def timed_spikes(period: int = 10, cycles: int = 5, updates: int = 2_000) -> Data:
+    """Streams of spikes; the test has 1,000.
+
+    Args:
+        period: steps from spike to spike.
+        cycles: after so many a stream of training ends; a window is a whole stream.
+        updates: of the weights, in ten epochs.
+    """
+    return _periodic("spike", period, cycles, updates)
+
+
+@task(
+    "periodic-functions",
+    title="Generate a periodic function without any input (PFG)",
+    objective=_FUNCTIONS,
+    published=(
+        Published("peepholes", 0.17, _GERS, f"rmse; cosine of period 25; {_READ}",
+                  measure="test_rmse", case="peepholes"),
+    ),
+    **_COMMON,
+)  # fmt: skip
+def periodic_functions(
+    wave: str = "cosine", period: int = 10, cycles: int = 10, updates: int = 2_000
+) -> Data:
+    """Streams of a wave; the test has 1,000 periods.
+
+    Args:
+        wave: "cosine", "triangle" or "rectangle".
+        period, cycles, updates: as for timed spikes.
+    """
+    return _periodic(wave, period, cycles, updates)
