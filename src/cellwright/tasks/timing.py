@@ -209,6 +209,8 @@ def _all_within(tolerance: float) -> objectives.Objective:
     )
 
 
+_DELAYS_AND_SPIKES, _FUNCTIONS = map(_all_within, (SPIKE_TOLERANCE, WAVE_TOLERANCE))
+
 _GERS = "Gers, Schraudolph & Schmidhuber 2002, Learning precise timing with LSTM recurrent networks"
 _READ = "read in a second source"
 _PLAIN = {"schedule": "cosine", "optimizer": "adam"}
