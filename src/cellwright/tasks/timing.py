@@ -256,10 +256,6 @@ def _periodic(wave: str, period: int, cycles: int, updates: int) -> Data:
 
 _COMMON: dict[str, Any] = {
     "source": _GERS,
-    "defaults": {
-        **_PLAIN, "hidden_size": 2, "learning_rate": 0.02, "batch_size": 1, "epochs": 10,
-        "cell": "peephole_lstm",
-    },
     "cases": (
         Case("peepholes", changes={"cell": "peephole_lstm"}),
         Case("no peepholes", changes={"cell": "lstm"}),
@@ -272,8 +268,12 @@ _COMMON: dict[str, Any] = {
     "timed-spikes",
     title="Generate a spike every so many steps, without any input (GTS)",
     objective=_DELAYS_AND_SPIKES,
+    defaults={
+        "schedule": "constant", "optimizer": "adam", "hidden_size": 4, "learning_rate": 0.02,
+        "batch_size": 1, "epochs": 10, "cell": "peephole_lstm",
+    },
     **_COMMON,
-)
+)  # fmt: skip
 def timed_spikes(period: int = 10, cycles: int = 5, updates: int = 2_000) -> Data:
     """Streams of spikes; the test has 1,000.
 
@@ -289,6 +289,10 @@ def timed_spikes(period: int = 10, cycles: int = 5, updates: int = 2_000) -> Dat
     "periodic-functions",
     title="Generate a periodic function without any input (PFG)",
     objective=_FUNCTIONS,
+    defaults={
+        "schedule": "constant", "optimizer": "adam", "hidden_size": 2, "learning_rate": 0.01,
+        "batch_size": 1, "epochs": 10, "cell": "peephole_lstm",
+    },
     published=(
         Published("peepholes", 0.17, _GERS, f"rmse; cosine of period 25; {_READ}",
                   measure="test_rmse", case="peepholes"),
@@ -296,7 +300,7 @@ def timed_spikes(period: int = 10, cycles: int = 5, updates: int = 2_000) -> Dat
     **_COMMON,
 )  # fmt: skip
 def periodic_functions(
-    wave: str = "cosine", period: int = 10, cycles: int = 10, updates: int = 2_000
+    wave: str = "cosine", period: int = 10, cycles: int = 10, updates: int = 2_500
 ) -> Data:
     """Streams of a wave; the test has 1,000 periods.
 
