@@ -23,6 +23,12 @@ _BUILT_IN = {
     "japanese-vowels": "japanese_vowels:japanese_vowels",
     "jsb-chorales": "jsb_chorales:jsb_chorales",
     "odyssey": "jsb_chorales:odyssey",
+    "embedded-reber": "reber:embedded_reber",
+    "continual-reber": "continual_reber:continual_reber",
+    "counting": "counting:count_letters",
+    "spike-delays": "timing:spike_delays",
+    "timed-spikes": "timing:timed_spikes",
+    "periodic-functions": "timing:periodic_functions",
 }
 GROUP = "cellwright.tasks"
 """The entry point group in which another package names its tasks."""
