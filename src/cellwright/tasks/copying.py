@@ -1,0 +1,67 @@
+"""Copying memory: ten symbols, a long pause, and the ten symbols again."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import torch
+
+from cellwright.tasks.drawing import Drawn, one_hot, whole
+
+_SYMBOLS = 8
+_COPIED = 10
+_BLANK, _DELIMITER = _SYMBOLS, _SYMBOLS + 1
+
+#: Classes of a step's target: the symbols and the blank.
+CLASSES = _SYMBOLS + 1
+
+
+def draw(random: np.random.Generator, count: int, *, blanks: int = 100) -> Drawn:
+    """Draw sequences of the copying memory problem.
+
+    Ten symbols out of eight, ``blanks - 1`` blanks, the delimiter, ten blanks. The target is a
+    blank for ``blanks + 10`` steps, then the ten symbols. In the inputs the symbols are 0 to 7,
+    the blank is 8 and the delimiter 9.
+
+    Hochreiter & Schmidhuber 1997, in the setting of Arjovsky, Shah & Bengio 2016, Unitary
+    evolution recurrent neural networks.
+
+    Args:
+        random: source of random numbers.
+        count: sequences, B.
+        blanks: steps T between the last symbol and the first that is to be repeated, at least 1.
+
+    Returns:
+        x (blanks + 20, B, 10); lengths (B,), all the same; classes (blanks + 20, B), 0 to 8.
+
+    Raises:
+        UsageError: for a wrong count or number of blanks.
+
+    >>> x, lengths, classes = draw(np.random.default_rng(1), 3, blanks=100)
+    >>> x.shape, lengths.tolist(), classes.shape
+    (torch.Size([120, 3, 10]), [120, 120, 120], torch.Size([120, 3]))
+    >>> bool((x[:10].argmax(2) == classes[-10:]).all())
+    True
+    """
+    count = whole("copying", "count", count, 1)
+    steps = whole("copying", "blanks", blanks, 1) + 2 * _COPIED
+    copied = random.integers(0, _SYMBOLS, size=(_COPIED, count))
+    symbols = np.full((steps, count), _BLANK)
+    symbols[:_COPIED] = copied
+    symbols[-_COPIED - 1] = _DELIMITER
+    classes = np.full((steps, count), _BLANK)
+    classes[-_COPIED:] = copied
+    lengths = np.full(count, steps)
+    x = one_hot(symbols, lengths, _SYMBOLS + 2)
+    return x, torch.from_numpy(lengths), torch.from_numpy(classes)
+
+
+def memoryless_loss(blanks: int) -> float:
+    """Cross entropy, in nats a step, of a guess that knows when to answer, but not what.
+
+    >>> [round(memoryless_loss(blanks), 4) for blanks in (100, 200, 500)]
+    [0.1733, 0.0945, 0.04]
+    """
+    steps = whole("copying", "blanks", blanks, 1) + 2 * _COPIED
+    return _COPIED * math.log(_SYMBOLS) / steps
