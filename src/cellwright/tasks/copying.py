@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 
 import numpy as np
 import torch
 
-from cellwright.tasks.drawing import Drawn, one_hot, whole
+from cellwright.tasks.drawing import Drawn, fresh, one_hot, whole
+from cellwright.tasks.task import Case, Data, Published, task
+from cellwright.train.examples import names
 
 _SYMBOLS = 8
 _COPIED = 10
 _BLANK, _DELIMITER = _SYMBOLS, _SYMBOLS + 1
 
-#: Classes of a step's target: the symbols and the blank.
 CLASSES = _SYMBOLS + 1
+"""Classes of a step's target: the symbols and the blank."""
 
 
 def draw(random: np.random.Generator, count: int, *, blanks: int = 100) -> Drawn:
@@ -65,3 +68,41 @@ def memoryless_loss(blanks: int) -> float:
     """
     steps = whole("copying", "blanks", blanks, 1) + 2 * _COPIED
     return _COPIED * math.log(_SYMBOLS) / steps
+
+
+_ARJOVSKY = "Arjovsky, Shah & Bengio 2016, Unitary evolution recurrent neural networks"
+
+
+@task(
+    "copying",
+    title="Repeat ten symbols after a long pause",
+    source=_ARJOVSKY,
+    objective="classes",
+    defaults={
+        "hidden_size": 64, "layer": {"init": "orthogonal+chrono:120"}, "optimizer": "adam",
+        "learning_rate": 0.005, "batch_size": 20, "epochs": 40,
+    },
+    published=tuple(
+        Published(
+            "guess without memory", memoryless_loss(blanks), _ARJOVSKY, note, "test_loss",
+            f"T={blanks}",
+        )
+        for blanks, note in (
+            (100, "their LSTM with 40 units comes below it"),
+            (200, "their LSTM does not come below it"),
+            (500, "their LSTM does not come below it"),
+        )
+    ),
+    cases=tuple(
+        Case(
+            f"T={blanks}", {"blanks": blanks},
+            {"layer": {"init": f"orthogonal+chrono:{blanks + 20}"}}, seeds=3,
+        )
+        for blanks in (100, 200, 500)
+    ),
+    report=("test_loss", "test_accuracy", "sequences"),
+)  # fmt: skip
+def copying(blanks: int = 100) -> Data:
+    """New sequences in every batch; 2,560 others to test."""
+    inputs = (*names("symbol ", _SYMBOLS), "blank", "delimiter")
+    return fresh(partial(draw, blanks=blanks), inputs, inputs[:CLASSES])

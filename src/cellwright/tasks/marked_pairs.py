@@ -8,7 +8,7 @@ from cellwright.tasks.drawing import whole, within
 
 
 def draw_marked_pairs(
-    random: np.random.Generator, count: int, task: str, steps: int, low: float, neutral: float
+    random: np.random.Generator, count: int, task: str, length: int, low: float, neutral: float
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Draw sequences of pairs.
 
@@ -16,7 +16,7 @@ def draw_marked_pairs(
         random: source of random numbers.
         count: sequences.
         task: its name, for messages.
-        steps: length of the shortest sequence; lengths are uniform in [steps, 1.1 steps].
+        length: of the shortest sequence; lengths are uniform in [length, 1.1 length].
         low: numbers are uniform in [low, 1).
         neutral: what stands in the place of the first number, where that is marked.
 
@@ -25,11 +25,11 @@ def draw_marked_pairs(
     """
     count = whole(task, "count", count, 1)
     # Both marks then lie before the last pair, and ten pairs are there for the first mark.
-    steps = whole(task, "steps", steps, 20)
-    lengths = random.integers(steps, steps + steps // 10 + 1, size=count)
+    length = whole(task, "length", length, 20)
+    lengths = random.integers(length, length + length // 10 + 1, size=count)
     first = random.integers(0, 10, size=count)
-    # The second is one of the first steps / 2 - 1 pairs that are left.
-    second = random.integers(0, steps // 2 - 1, size=count)
+    # The second is one of the first length / 2 - 1 pairs that are left.
+    second = random.integers(0, length // 2 - 1, size=count)
     second += second >= first
 
     column = np.arange(count)

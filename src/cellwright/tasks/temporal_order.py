@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import numpy as np
 import torch
 
 from cellwright.errors import UsageError
-from cellwright.tasks.drawing import Drawn, one_hot, whole
+from cellwright.tasks.drawing import SOURCE, Drawn, fresh, one_hot, whole
+from cellwright.tasks.success import CLASS_WITHIN_03
+from cellwright.tasks.task import Case, Data, Published, task
 
-#: The symbols in the order of the input's features.
 SYMBOLS = ("E", "B", "a", "b", "c", "d", "X", "Y")
+"""The symbols in the order of the input's features."""
 
-#: Names of the classes in the order of their numbers, by the number of relevant symbols.
 CLASSES = {2: ("Q", "R", "S", "U"), 3: ("Q", "R", "S", "U", "V", "A", "B", "C")}
+"""Names of the classes in the order of their numbers, by the number of relevant symbols."""
 
 # First and last position of each relevant symbol, counted from 0.
 _PLACES = {2: ((10, 20), (50, 60)), 3: ((10, 20), (33, 43), (66, 76))}
@@ -65,3 +69,34 @@ def draw(random: np.random.Generator, count: int, *, relevant: int = 2) -> Drawn
         classes = 2 * classes + which
     x = one_hot(symbols, lengths, len(SYMBOLS))
     return x, torch.from_numpy(lengths), torch.from_numpy(classes)
+
+
+@task(
+    "temporal-order",
+    title="Say in which order X and Y came, far apart in a sequence of other symbols",
+    source=f"{SOURCE}, experiment 6",
+    objective=CLASS_WITHIN_03,
+    defaults={
+        "hidden_size": 8, "layer": {"init": "chrono:100"}, "optimizer": "adam",
+        "learning_rate": 0.01, "batch_size": 10, "epochs": 10,
+    },
+    published=tuple(
+        Published(
+            f"LSTM, {weights} weights ({wrong} of 2,560 wrong)", sequences, SOURCE,
+            f"mean of {runs} runs; logistic outputs, online gradient descent, stopped after 2,000 "
+            "right in a row",
+            "sequences", case,
+        )
+        for case, weights, wrong, sequences, runs in (
+            ("6a", 156, 1, 31_390, 20), ("6b", 308, 2, 571_100, 10)
+        )
+    ),
+    cases=(
+        Case("6a", {"relevant": 2}, seeds=10),
+        Case("6b", {"relevant": 3}, {"epochs": 20}, seeds=5),
+    ),
+    report=("test_wrong", "test_accuracy", "sequences"),
+)  # fmt: skip
+def temporal_order(relevant: int = 2) -> Data:
+    """New sequences in every batch; 2,560 others to test."""
+    return fresh(partial(draw, relevant=relevant), SYMBOLS, CLASSES.get(relevant, ()))
