@@ -20,14 +20,14 @@ __all__ = ["get", "is_reference", "names"]
 
 # name of the task -> "module:attribute"
 _BUILT_IN = {
+    "japanese-vowels": "japanese_vowels:japanese_vowels",
+    "jsb-chorales": "jsb_chorales:jsb_chorales",
+    "odyssey": "jsb_chorales:odyssey",
     "adding": "adding:adding",
     "multiplication": "multiplication:multiplication",
     "temporal-order": "temporal_order:temporal_order",
     "copying": "copying:copying",
     "long-lag": "long_lag:long_lag",
-    "japanese-vowels": "japanese_vowels:japanese_vowels",
-    "jsb-chorales": "jsb_chorales:jsb_chorales",
-    "odyssey": "jsb_chorales:odyssey",
 }
 GROUP = "cellwright.tasks"
 """The entry point group in which another package names its tasks."""
