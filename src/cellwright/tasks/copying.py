@@ -82,11 +82,11 @@ _ARJOVSKY = "Arjovsky, Shah & Bengio 2016, Unitary evolution recurrent neural ne
     title="Repeat ten symbols after a long pause",
     source=_ARJOVSKY,
     objective="classes",
-    # A forget gate that is open from the start, and an input gate that is not shut (chrono
-    # initialisation shuts it), leave the plateau of the baseline soonest.
+    # Chrono initialisation needs the high learning rate: it begins with input gates that are
+    # nearly shut, and at 0.005 their gradients do not open them in this number of sequences.
     defaults={
-        "hidden_size": 64, "layer": {"init": "orthogonal+forget_bias:4"}, "optimizer": "adam",
-        "learning_rate": 0.01, "gradient_clip": 0.1, "batch_size": 10, "epochs": 30,
+        "hidden_size": 64, "layer": {"init": "orthogonal+chrono:120"}, "optimizer": "adam",
+        "learning_rate": 0.02, "gradient_clip": 0.1, "batch_size": 10, "epochs": 20,
     },
     published=tuple(
         Published(
@@ -99,18 +99,14 @@ _ARJOVSKY = "Arjovsky, Shah & Bengio 2016, Unitary evolution recurrent neural ne
             (500, "their LSTM does not come below it"),
         )
     ),
-    cases=(
-        *(
-            Case(
-                f"T={blanks}", {"blanks": blanks},
-                {"layer": {"init": f"orthogonal+forget_bias:{bias}"}}, seeds=3,
-            )
-            for blanks, bias in ((100, 4), (200, 5), (500, 6))
-        ),
-        *(
-            Case(f"T={blanks}, published setting", {"blanks": blanks}, _SETTING_OF_2016, seeds=3)
-            for blanks in (100, 200, 500)
-        ),
+    cases=tuple(
+        Case(f"T={blanks}{name}", {"blanks": blanks}, changes, seeds=3)
+        for blanks in (100, 200, 500)
+        for name, changes in (
+            ("", {"layer": {"init": f"orthogonal+chrono:{blanks + 20}"}}),
+            (", forget bias", {"layer": {"init": "orthogonal+forget_bias:5"}}),
+            (", setting of 2016", _SETTING_OF_2016),
+        )
     ),
     report=("test_loss", "test_accuracy", "sequences"),
 )  # fmt: skip
