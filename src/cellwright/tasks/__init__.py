@@ -29,6 +29,11 @@ _BUILT_IN = {
     "spike-delays": "timing:spike_delays",
     "timed-spikes": "timing:timed_spikes",
     "periodic-functions": "timing:periodic_functions",
+    "adding": "adding:adding",
+    "multiplication": "multiplication:multiplication",
+    "temporal-order": "temporal_order:temporal_order",
+    "copying": "copying:copying",
+    "long-lag": "long_lag:long_lag",
 }
 GROUP = "cellwright.tasks"
 """The entry point group in which another package names its tasks."""

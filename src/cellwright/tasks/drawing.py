@@ -12,12 +12,15 @@ import torch
 from torch import Tensor
 
 from cellwright.errors import UsageError
+from cellwright.tasks.task import Data
+from cellwright.train.sequences import Draw, Generated
 
-#: Class of a step or a sequence for which there is no target, as in torch's cross entropy.
-NO_CLASS = -100
-
-#: One draw: x (T, B, features), lengths (B,), targets.
 Drawn = tuple[Tensor, Tensor, Tensor]
+"""x (T, B, features), lengths (B,), targets."""
+
+SOURCE = "Hochreiter & Schmidhuber 1997, Long short-term memory"
+TESTED = 2560
+"""Sequences in the paper's tests."""
 
 
 def whole(task: str, option: str, value: object, least: int) -> int:
@@ -43,3 +46,23 @@ def one_hot(symbols: np.ndarray, lengths: np.ndarray, features: int) -> Tensor:
     x = torch.zeros(*symbols.shape, features)
     x.scatter_(2, torch.from_numpy(symbols)[..., None], 1.0)
     return x * torch.from_numpy(within(lengths))[..., None]
+
+
+def fresh(
+    draw: Draw, features: tuple[str, ...], outputs: tuple[str, ...], tested: int = TESTED
+) -> Data:
+    """New sequences in every batch, 2,000 in an epoch, and others to test.
+
+    Args:
+        draw: the generator with its options.
+        features, outputs: their names.
+        tested: sequences in the test.
+
+    Raises:
+        UsageError: an option of the generator is wrong.
+    """
+    draw(np.random.default_rng(0), 1)
+    return Data(
+        train=Generated(draw, features, outputs, count=2000),
+        test=Generated(draw, features, outputs, count=tested),
+    )
