@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
-from cellwright.engines import Call, Signature, run
+from cellwright.engines import Call, Result, Signature, run
 from cellwright.errors import InputError
 from cellwright.lang import CellSpec
 from cellwright.nn import layout, masks
@@ -267,7 +267,7 @@ class RecurrentStack(nn.Module):
                     self._streams(signature, x, lengths, reset, reverse=direction == 1),
                     direction == 1,
                 )
-                result = run(call)
+                result = self.recur(call, layer, direction)
                 outputs.append(result.output)
                 for into, each in zip(ended, result.states, strict=True):
                     into.append(each)
@@ -281,6 +281,10 @@ class RecurrentStack(nn.Module):
             [_stacked(each) for each in ended],
             {name: _stacked(each) for name, each in traced.items()},
         )
+
+    def recur(self, call: Call, layer: int, direction: int) -> Result:
+        """Run one layer in one direction."""
+        return run(call)
 
     def _streams(
         self,
