@@ -138,7 +138,8 @@ def test_a_module_that_is_not_recurrent_is_named():
     model = Model("lstm")
     model.head = nn.Sequential(nn.Linear(H, H), Exp(), nn.Linear(H, 1))
     with torch.no_grad():
-        model.head[0].weight.fill_(1e6)
+        model.head[0].weight[0] = 1e6
+        model.head[0].weight[1] = -1e6
     report = find_nonfinite(model, torch.randn(T, B, I))
     assert (report.part, report.module, report.step) == ("forward", "head.1", None)
     assert str(report) == "the output of head.1 is the first that is inf"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -52,7 +53,7 @@ def clip(
     chosen = [each for each in parameters if each.grad is not None]
     gradients = [each.grad for each in chosen if each.grad is not None]
     before = float(nn.utils.get_total_norm(gradients))
-    if not torch.isfinite(torch.tensor(before)):
+    if not math.isfinite(before):
         return Clipped(before, 1.0, 0, finite=False)
     cut, now = 0, before
     if value is not None:

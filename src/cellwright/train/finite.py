@@ -21,9 +21,6 @@ from cellwright.ir import topological
 from cellwright.lang import CellSpec
 from cellwright.nn.stack import RecurrentStack
 
-POLICIES = ("error", "skip")
-"""What training does where a loss or gradient is not finite: stop, or leave the update out."""
-
 
 @dataclass(frozen=True)
 class Report:
@@ -77,8 +74,8 @@ class Report:
         if self.step is None:
             return f"{begun}; those of all states are"
         return (
-            f"going back through {place}, the gradient of {self.values[0]} is {self.found} at "
-            f"step {self.step} of sequence {_listed(self.sequences)}, the first where it is; {begun}"
+            f"going back through {place}, the gradient of {self.values[0]} is {self.found} at step "
+            f"{self.step} of sequence {_listed(self.sequences)}, the first where it is; {begun}"
         )
 
 
