@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from datetime import timedelta
 from typing import IO, Any
 
+import torch
 from lightning.pytorch.strategies import DDPStrategy
 
 from cellwright.errors import UsageError
@@ -48,6 +49,8 @@ def beside(command: Sequence[str], devices: int) -> Iterator[None]:
     shared = {
         "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_free_port()), "NODE_RANK": "0",
         "WORLD_SIZE": str(devices),
+        # Where this is not said, Lightning changes the number of threads.
+        "OMP_NUM_THREADS": str(torch.get_num_threads()),
     }  # fmt: skip
     others: list[_Other] = []
     before = {name: os.environ.get(name) for name in (*shared, "LOCAL_RANK")}
