@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 
 import pytest
 import torch
@@ -74,3 +75,15 @@ def test_a_process_that_fails_later_is_an_error():
         processes.beside(command, 2),
     ):
         raise RuntimeError("Connection closed by peer")
+
+
+def test_a_process_ends_when_the_first_is_gone():
+    code = (
+        "from cellwright.train.processes import end_with_the_first; end_with_the_first(); "
+        "print('ready', flush=True); import time; time.sleep(60)"
+    )
+    other = processes._Other([sys.executable, "-c", code], {}, 1)
+    other.wait_until_ready()
+    other.process.stdin.close()  # as if this process were killed
+    assert other.process.wait(timeout=30) == 1
+    other.end()

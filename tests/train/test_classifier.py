@@ -120,7 +120,7 @@ def test_batches_hold_each_series_once_and_order_follows_from_seed_and_epoch(ser
     again = series.batches(8, seed=3)
     again.epoch = 2
     assert again.order() == batches.order()
-    for x, lengths, _, _ in batches:
+    for x, lengths, *_ in batches:
         for index, length in enumerate(lengths.tolist()):
             assert not x[length:, index].any()
 

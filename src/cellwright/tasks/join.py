@@ -6,11 +6,12 @@ import sys
 
 from cellwright.errors import CellwrightError
 from cellwright.tasks import runs
-from cellwright.train.processes import READY
+from cellwright.train.processes import READY, end_with_the_first
 
 
 def join(path: str) -> None:
     """Read the run in a folder, say that all is ready, and take part in its training."""
+    end_with_the_first()
     run = runs.reopen(path)
     assert isinstance(run, runs.Run), "only a run that has not ended is joined"
     print(READY, flush=True)

@@ -78,10 +78,6 @@ class TrainingModule(LightningModule):
         if self.solved:
             self.trainer.should_stop = True
 
-    def on_train_start(self) -> None:
-        if self.solved:
-            self.trainer.should_stop = True
-
     def on_train_epoch_start(self) -> None:
         self._sums.clear()
         self._norms.clear()

@@ -9,7 +9,9 @@ from __future__ import annotations
 import os
 import socket
 import subprocess
+import sys
 import tempfile
+import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
@@ -82,7 +84,7 @@ class _Other:
         self.number = number
         self.said: IO[str] = tempfile.TemporaryFile("w+")  # noqa: SIM115 (closed by `end`)
         self.process = subprocess.Popen(
-            list(command), env={**os.environ, **environment}, stdin=subprocess.DEVNULL,
+            list(command), env={**os.environ, **environment}, stdin=subprocess.PIPE,
             stdout=subprocess.PIPE, stderr=self.said, text=True,
         )  # fmt: skip
 
@@ -120,9 +122,20 @@ class _Other:
         if self.process.poll() is None:
             self.process.terminate()
             self.process.wait()
-        if self.process.stdout is not None:
-            self.process.stdout.close()
+        assert self.process.stdin is not None and self.process.stdout is not None
+        self.process.stdin.close()
+        self.process.stdout.close()
         self.said.close()
+
+
+def end_with_the_first() -> None:
+    """End this process when its input does: the first process, which holds it, is gone."""
+
+    def wait() -> None:
+        sys.stdin.read()
+        os._exit(1)  # from whatever it waits for
+
+    threading.Thread(target=wait, daemon=True).start()
 
 
 def _free_port() -> int:
