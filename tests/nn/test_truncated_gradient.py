@@ -197,6 +197,7 @@ def test_nothing_is_multiplied_on_the_way_back():
         assert "stop_gradient" not in operators
 
 
+@pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:DeprecationWarning")  # its own
 def test_second_derivatives_and_transforms_see_it():
     layer = make("peephole_lstm", I, H, gradient="truncated")
     x, state, weigh = randn(T, B, I), some_state(layer, B), a_loss()
