@@ -324,3 +324,35 @@ def test_help_loads_neither_torch_nor_lightning():
     )
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert found.stdout.strip() == "[]"
+
+
+def test_every_method_can_be_asked_for(call, tmp_path, ts_file):
+    call(
+        "train", ts_file, *SMALL, "--output", "a", "--schedule", "plateau", "--decay", 0.5,
+        "--decay-epochs", 1, "--gradient-clip-value", 0.1, "--nonfinite", "skip", "--accumulate", 2,
+        "--average", 0.9, "--patience", 1, "--precision", "bf16-mixed", "--optimizer", "rmsprop",
+        "--layer", "gradient=truncated",
+    )  # fmt: skip
+    settings = yaml.safe_load((tmp_path / "a" / "config.yaml").read_text())["settings"]
+    asked = {
+        "schedule": "plateau", "decay": 0.5, "decay_epochs": 1, "gradient_clip_value": 0.1,
+        "nonfinite": "skip", "accumulate": 2, "average": 0.9, "patience": 1,
+        "precision": "bf16-mixed", "optimizer": "rmsprop", "layer": {"gradient": "truncated"},
+    }  # fmt: skip
+    assert {name: settings[name] for name in asked} == asked
+    assert json.loads((tmp_path / "a" / "metrics.json").read_text())["skipped"] == 0
+    with (tmp_path / "a" / "log.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert all(float(row["gradient_norm"]) > 0 for row in rows)
+    assert all(0 <= float(row["clipped"]) <= 1 and row["skipped"] == "0" for row in rows)
+
+
+def test_the_learning_rate_can_be_found(call, tmp_path, ts_file):
+    answer = call(
+        "train", ts_file, "--epochs", 1, "--hidden-size", 4, "--output", "a",
+        "--find-learning-rate",
+    )  # fmt: skip
+    settings = yaml.safe_load((tmp_path / "a" / "config.yaml").read_text())["settings"]
+    assert f"learning rate {settings['learning_rate']:g}" in answer.out
+    assert settings["learning_rate"] != 0.006
+    assert 1e-5 < settings["learning_rate"] < 1

@@ -87,6 +87,8 @@ def _evaluate(each, values, sizes, like):
         return operands[0].sum(-1, keepdim=True) / operands[0].shape[-1]
     if each.op == "clip_gradient":
         return _Limited.apply(operands[0], attributes["limit"])
+    if each.op == "stop_gradient":
+        return operands[0].detach()
     return RULES[each.op](*operands).expand(like.shape[0], units)
 
 

@@ -59,6 +59,12 @@ def test_every_cell_at_the_smallest_sizes(name, size):
     check(make_call(spec, options_for(spec)["everything"], SHAPES[size], reverse=True, seed=4))
 
 
+@pytest.mark.parametrize("name", ["peephole_lstm", "gru_v1", "lstm_projection", "layer_norm_lstm"])
+def test_a_truncated_gradient_beside_every_other_option(name):
+    options = replace(options_for(CATALOGUE[name])["everything"], gradient="truncated")
+    check(make_call(CATALOGUE[name], options, SHAPES["odd"], seed=5))
+
+
 @settings(max_examples=50)
 @given(programs())
 def test_random_cells(program):

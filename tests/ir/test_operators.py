@@ -16,9 +16,11 @@ from cellwright.ir.operators import EXPANSIONS
 
 UNITS, ROWS = 5, 3
 INNER = [name for name, row in TABLE.items() if row.kind != "leaf"]
-POINTWISE = [name for name, row in TABLE.items() if row.kind == "pointwise"]
+POINTWISE = [name for name, row in TABLE.items() if row.kind in ("pointwise", "marker")]
 COMPARISONS = ["less", "less_equal", "greater", "greater_equal", "equal"]
-DIFFERENTIABLE = [name for name in POINTWISE if TABLE[name].derivative is not None]
+DIFFERENTIABLE = [
+    name for name in POINTWISE if TABLE[name].derivative is not None and name != "stop_gradient"
+]
 
 # Points at which an operator is smooth; outside of them a difference quotient means nothing.
 POSITIVE = {"log", "sqrt"}
@@ -143,6 +145,7 @@ MEANING = {
     "where": lambda c, a, b: np.where(c, a, b),
     "expand": lambda a: np.broadcast_to(a, (ROWS, UNITS)),
     "clip_gradient": lambda a: a,
+    "stop_gradient": lambda a: a,
 }
 
 
@@ -377,3 +380,13 @@ def test_clip_gradient_passes_values_and_limits_gradients():
     (part,) = TABLE["clip_gradient"].derivative(seed, node, a, limit=1.0)
     found = value_of(part, {seed: value})
     assert found.tolist() == [[-1.0, -0.5, 0.0, 0.5, 1.0]]
+
+
+def test_stop_gradient_passes_values_and_no_gradient():
+    a = leaf("value", "operand0", Vector(HIDDEN))
+    value = torch.tensor([[-9.0, 0.5]], dtype=torch.float64, requires_grad=True)
+    node = apply("stop_gradient", a)
+    result = value_of(node, {a: value})
+    assert torch.equal(result, value)
+    assert not result.requires_grad
+    assert TABLE["stop_gradient"].derivative(leaf("cotangent", "g", a.vector), node, a) == (None,)

@@ -13,6 +13,7 @@ OPTIONS = {
     "reset": StepOptions(reset=True),
     "reset to a learnt state": StepOptions(reset=True, learn_initial_state=True),
     "grad_clip": StepOptions(grad_clip=0.5),
+    "truncated": StepOptions(gradient="truncated"),
     "bf16": StepOptions(precision="bf16"),
 }
 

@@ -115,12 +115,12 @@ def test_batches_hold_each_series_once_and_order_follows_from_seed_and_epoch(ser
         batches.epoch = epoch
         orders.add(tuple(batches.order()))
         assert sorted(batches.order()) == list(range(30))
-        assert sum(len(targets) for _, _, targets, _ in batches) == 30
+        assert sum(len(batch.targets) for batch in batches) == 30
     assert len(orders) == 3
     again = series.batches(8, seed=3)
     again.epoch = 2
     assert again.order() == batches.order()
-    for x, lengths, _, _ in batches:
+    for x, lengths, *_ in batches:
         for index, length in enumerate(lengths.tolist()):
             assert not x[length:, index].any()
 

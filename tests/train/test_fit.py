@@ -14,6 +14,7 @@ from cellwright.train.batches import seed_everything
 from cellwright.train.fit import fit
 from cellwright.train.measure import measure, threads
 from cellwright.train.module import TrainingModule
+from cellwright.train.optimisation import rate
 from cellwright.train.settings import Settings
 
 SETTINGS = Settings(
@@ -144,9 +145,9 @@ def test_the_learning_rate_rises_and_falls_to_zero(series):
     settings = Settings(epochs=10, batch_size=3)
     batches = series.batches(3)
     module = TrainingModule(torch.nn.Linear(1, 1), None, settings, batches, {})
-    rates = [module.rate(step) for step in range(module.steps)]
+    rates = [rate(step, "cosine", module.steps) for step in range(module.steps)]
     assert module.steps == 100
     assert rates[:10] == pytest.approx([0.1 * step for step in range(1, 11)])
     assert rates[10:] == sorted(rates[10:], reverse=True)
     assert 0 < rates[-1] < 0.001
-    assert module.rate(module.steps) == pytest.approx(0)
+    assert rate(module.steps, "cosine", module.steps) == pytest.approx(0)

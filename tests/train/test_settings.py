@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from cellwright import engines
 from cellwright.errors import UsageError
-from cellwright.train.settings import POOLINGS, Settings
+from cellwright.train.settings import NONFINITE, POOLINGS, PRECISIONS, Settings
 
 shares = st.floats(0, 1, exclude_max=True)
 anything = st.builds(
@@ -31,6 +31,15 @@ anything = st.builds(
     seed=st.integers(0, 2**32 - 1),
     threads=st.integers(1, 99),
     engine=st.sampled_from([None, *engines.names()]),
+    decay=st.floats(0, 1, exclude_min=True, exclude_max=True),
+    decay_epochs=st.integers(1, 99),
+    gradient_clip_value=st.none() | st.floats(0, 9, exclude_min=True),
+    nonfinite=st.sampled_from(NONFINITE),
+    accumulate=st.integers(1, 9),
+    average=st.none() | shares,
+    patience=st.none() | st.integers(1, 9),
+    precision=st.sampled_from(PRECISIONS),
+    layer=st.just({"gradient": "truncated"}),
 )
 
 
@@ -58,6 +67,16 @@ def test_settings_go_to_yaml_and_back(settings):
         ({"sizes": {"projection": 0}}, "size projection: expected a whole number, 1 or more"),
         ({"engine": "warp"}, "--engine: expected one of cpu, gpu, reference, got 'warp'"),
         ({"sizes": 3}, "--size: expected names with numbers, got 3"),
+        ({"nonfinite": "pray"}, "--nonfinite: expected one of error, skip, got 'pray'"),
+        ({"precision": "16"}, "--precision: expected one of 32-true, bf16-mixed, got '16'"),
+        ({"schedule": "up"}, "--schedule: expected one of cosine, constant, step, plateau"),
+        ({"average": 1.0}, "--average: expected a number 0 or more and below 1, got 1.0"),
+        ({"decay": 0}, "--decay: expected a number above 0 and below 1, got 0"),
+        ({"gradient_clip_value": 0}, "--gradient-clip-value: expected a number above 0, got 0"),
+        ({"patience": 0}, "--patience: expected a whole number, 1 or more, got 0"),
+        ({"accumulate": 0}, "--accumulate: expected a whole number, 1 or more, got 0"),
+        ({"accumulate": 2, "tbptt": 9}, "--accumulate and --tbptt exclude each other"),
+        ({"devices": 17}, "--devices: 17 processes cannot share batches of 16"),
     ],
 )
 def test_values_out_of_range(changes, message):

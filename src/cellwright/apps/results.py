@@ -68,6 +68,8 @@ def show_results(metrics: dict[str, Any], objective: Objective) -> None:
         f"\n{metrics['parameters']:,} parameters, epoch {metrics['epoch_of_weights']} of "
         f"{metrics['epochs']}, {metrics['seconds']:.1f} s on the {metrics['engine']} engine"
     )
+    if metrics.get("skipped"):
+        show.say(f"{metrics['skipped']:,} updates were left out: their gradient was not finite")
     if metrics.get("solved"):
         show.say(f"Solved after {metrics['sequences']:,} sequences")
 

@@ -11,8 +11,10 @@ from cellwright.apps import results, show
 from cellwright.errors import UsageError
 from cellwright.train.settings import (
     LAYER_OPTIONS,
+    NONFINITE,
     OPTIMIZERS,
     POOLINGS,
+    PRECISIONS,
     SCHEDULES,
     Settings,
 )
@@ -22,6 +24,8 @@ _SETTINGS = (
     "cell", "hidden_size", "num_layers", "bidirectional", "pooling", "dropout", "epochs",
     "batch_size", "learning_rate", "weight_decay", "noise", "offset", "crop", "validation",
     "seed", "threads", "engine", "optimizer", "momentum", "schedule", "gradient_clip", "tbptt",
+    "decay", "decay_epochs", "gradient_clip_value", "nonfinite", "accumulate", "average",
+    "patience", "precision", "devices",
 )  # fmt: skip
 _MODEL, _TRAINING, _DATA, _RUN = "Model", "Training", "Data of your own", "Run"
 
@@ -90,12 +94,47 @@ def train(
     learning_rate: Annotated[
         float, _option("The largest learning rate.", _TRAINING)
     ] = _DEFAULT.learning_rate,
+    find_learning_rate: Annotated[
+        bool,
+        Option(
+            "--find-learning-rate",
+            help="Choose the learning rate by a range test.",
+            rich_help_panel=_TRAINING,
+        ),
+    ] = False,
     schedule: Annotated[
         str, _option(f"Of the learning rate: {', '.join(SCHEDULES)}.", _TRAINING)
     ] = _DEFAULT.schedule,
+    decay: Annotated[
+        float, _option("Factor of the schedules step and plateau.", _TRAINING)
+    ] = _DEFAULT.decay,
+    decay_epochs: Annotated[
+        int, _option("Epochs between two decays, or without a lower loss.", _TRAINING)
+    ] = _DEFAULT.decay_epochs,
     gradient_clip: Annotated[
         float, _option("Largest norm of the gradient.", _TRAINING)
     ] = _DEFAULT.gradient_clip,
+    gradient_clip_value: Annotated[
+        float | None, _option("Largest component of the gradient.", _TRAINING, "no limit")
+    ] = _DEFAULT.gradient_clip_value,
+    nonfinite: Annotated[
+        str,
+        _option(f"What to do where a gradient is not finite: {', '.join(NONFINITE)}.", _TRAINING),
+    ] = _DEFAULT.nonfinite,
+    accumulate: Annotated[
+        int, _option("Batches that are averaged for one update.", _TRAINING)
+    ] = _DEFAULT.accumulate,
+    average: Annotated[
+        float | None,
+        _option("Decay of a moving average of the weights, as 0.999.", _TRAINING, "none"),
+    ] = _DEFAULT.average,
+    patience: Annotated[
+        int | None,
+        _option("Stop after so many epochs without a lower loss.", _TRAINING, "never"),
+    ] = _DEFAULT.patience,
+    precision: Annotated[
+        str, _option(f"Of torch's operations: {', '.join(PRECISIONS)}.", _TRAINING)
+    ] = _DEFAULT.precision,
     tbptt: Annotated[
         int | None,
         _option("Cut gradients after so many steps; states go on.", _TRAINING, "whole sequences"),
@@ -118,6 +157,7 @@ def train(
     ] = _DEFAULT.validation,
     seed: Annotated[int, _option("Of weights, order, noise and splits.", _RUN)] = _DEFAULT.seed,
     threads: Annotated[int, _option("Threads of torch.", _RUN)] = _DEFAULT.threads,
+    devices: Annotated[int, _option("Processes that share each batch.", _RUN)] = _DEFAULT.devices,
     engine: Annotated[
         str | None, _option("What runs the cell: cpu or reference.", _RUN, "the one that suits")
     ] = _DEFAULT.engine,
@@ -163,6 +203,10 @@ def train(
         raise UsageError(f"which task or file? {_known_tasks()}")
     if resume and overwrite:
         raise UsageError("--resume and --overwrite exclude each other")
+    if resume and find_learning_rate:
+        raise UsageError("--resume and --find-learning-rate exclude each other")
+    if find_learning_rate and "learning_rate" in changes:
+        raise UsageError("--learning-rate and --find-learning-rate exclude each other")
     if resume and output is None:
         raise UsageError("--resume: say with --output which run to continue")
     extra = parse_values(options or [], "--with")
@@ -197,7 +241,12 @@ def train(
             return
     else:
         assert parsed is not None
-        run = runs.prepare(parsed, changes, output, overwrite=overwrite, tensorboard=tensorboard)
+        run = runs.prepare(
+            parsed, changes, output,
+            overwrite=overwrite, tensorboard=tensorboard, find_rate=find_learning_rate,
+        )  # fmt: skip
+        if find_learning_rate:
+            show.say(f"learning rate {run.settings.learning_rate:g}")
     results.announce(run)
     objective = objectives.get(run.source.objective)
     results.show_results(runs.execute(run, show.out), objective)

@@ -23,8 +23,8 @@ def lstm_1997(x, h, c, W, U, b):
     Input and output gate around a carousel that never decays. The cell input is squashed
     to [-2, 2] by 4 sigmoid(x) - 2, the cell's output to [-1, 1] by 2 sigmoid(x) - 1. Each
     cell has gates of its own (memory blocks of size 1), and gates see the cells' outputs
-    only; for recurrent connections from gate to gate see odyssey_fgr. The gradient is the
-    full one, where the paper cut it at the gates.
+    only; for recurrent connections from gate to gate see odyssey_fgr. The paper cuts the
+    gradient at the gates, as the layers' option gradient="truncated" does.
     """
     i = sigmoid(W.i @ x + U.i @ h + b.i)
     g = 4 * sigmoid(W.g @ x + U.g @ h + b.g) - 2

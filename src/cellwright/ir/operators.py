@@ -2,7 +2,7 @@
 
 Everything else in the project reads this table: the tracer, the differentiation, the
 planner, the engines and the printers. An operator that is added here and given an
-evaluation in each engine works everywhere.
+evaluation in each engine works everywhere; a marker needs none but the reference engine's.
 
 A derivative rule receives the cotangent ``g`` of the result, the result ``y`` and the
 operands, and returns one cotangent for each operand (``None`` where there is none).
@@ -20,7 +20,7 @@ from cellwright.ir.types import ONE, Matrix, Type, Vector
 
 TypeRule = Callable[[Sequence[Type], Mapping[str, Any]], Type]
 Derivative = Callable[..., tuple[Node | None, ...]]
-Kind = Literal["leaf", "pointwise", "reduction", "product", "composite"]
+Kind = Literal["leaf", "pointwise", "reduction", "product", "marker", "composite"]
 
 
 class GraphTypeError(TypeError):
@@ -34,7 +34,8 @@ class Operator:
     Attributes:
         name: the key.
         kind: how a planner treats it. ``pointwise`` needs one unit of each operand,
-            ``reduction`` all units of a row, ``product`` a matrix; ``composite`` is
+            ``reduction`` all units of a row, ``product`` a matrix; ``marker`` is its operand
+            with a derivative of its own, and left out after differentiation; ``composite`` is
             expanded into the others before differentiation.
         arity: number of operands, ``None`` for any number.
         result: type of the result from the types of the operands.
@@ -273,9 +274,12 @@ _ROWS = (
              "outer product, summed over rows of the batch and steps",
              "outer({0}, {1})", r"{0} {1}^\top", 3),
     # Only for the reverse pass, and what is written out before it.
-    Operator("clip_gradient", "pointwise", 1, _common, _clip_rule,
+    Operator("clip_gradient", "marker", 1, _common, _clip_rule,
              "a; its gradient is limited to +-limit", "clip_gradient({0})",
              r"\operatorname{{clip}}_\nabla({0})", cost=0),
+    Operator("stop_gradient", "marker", 1, _common, lambda g, y, a: (None,),
+             "a; no gradient goes through it", "stop_gradient({0})",
+             r"\operatorname{{stop}}_\nabla({0})", cost=0),
     Operator("layer_norm", "composite", None, _layer_norm_type, None,
              "(a - mean) / sqrt(mean of squared distance + eps)", "layer_norm({*})",
              r"\operatorname{{LN}}({*})"),

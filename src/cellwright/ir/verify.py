@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from cellwright.ir.node import Node, topological
+from cellwright.ir.node import Node, rebuild, topological
 from cellwright.ir.operators import TABLE, GraphTypeError
 from cellwright.ir.types import Type
 
@@ -13,13 +13,20 @@ class GraphError(AssertionError):
     """A pass has made a graph that breaks the specification: a defect of cellwright."""
 
 
-def verify(roots: Iterable[Node], *, leaves: Iterable[str], composites: bool = False) -> None:
+def verify(
+    roots: Iterable[Node],
+    *,
+    leaves: Iterable[str],
+    composites: bool = False,
+    markers: bool = False,
+) -> None:
     """Raise :class:`GraphError` unless every node obeys its row of the table.
 
     Args:
         roots: the results of the graph.
         leaves: the kinds of leaves that this graph may read ("state", "parameter", ...).
         composites: whether operators that are still to be expanded may occur.
+        markers: whether operators that only a differentiation sees may occur.
     """
     allowed = {*leaves, "constant", "reciprocal_size"}
     named: dict[tuple[str, str], Type] = {}
@@ -31,6 +38,8 @@ def verify(roots: Iterable[Node], *, leaves: Iterable[str], composites: bool = F
             raise GraphError(f"{each!r}: {operator.arity} operands expected")
         if operator.kind == "composite" and not composites:
             raise GraphError(f"{each!r}: should have been expanded")
+        if operator.kind == "marker" and not markers:
+            raise GraphError(f"{each!r}: should have been left out")
         if operator.kind == "leaf":
             if each.op not in allowed:
                 raise GraphError(f"{each!r}: this graph may only read {sorted(allowed)}")
@@ -49,7 +58,6 @@ def verify(roots: Iterable[Node], *, leaves: Iterable[str], composites: bool = F
 
 def expand_composites(roots: Iterable[Node]) -> list[Node]:
     """``roots`` with every composite operator written out in the others."""
-    from cellwright.ir.node import rebuild
     from cellwright.ir.operators import EXPANSIONS
 
     roots = list(roots)
@@ -59,4 +67,17 @@ def expand_composites(roots: Iterable[Node]) -> list[Node]:
         fresh = each if inputs == each.inputs else rebuild(each, inputs)
         expansion = EXPANSIONS.get(each.op)
         done[each] = fresh if expansion is None else expansion(fresh)
+    return [done[root] for root in roots]
+
+
+def leave_out_markers(roots: Iterable[Node]) -> list[Node]:
+    """``roots`` without the operators that only a differentiation sees."""
+    roots = list(roots)
+    done: dict[Node, Node] = {}
+    for each in topological(roots):
+        inputs = tuple(done[source] for source in each.inputs)
+        if each.op in TABLE and TABLE[each.op].kind == "marker":
+            done[each] = inputs[0]
+        else:
+            done[each] = each if inputs == each.inputs else rebuild(each, inputs)
     return [done[root] for root in roots]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from cellwright import cells
@@ -50,6 +50,14 @@ def read_rate(name: str, rate: Any, *, most: float | None = None) -> float:
     if not (0 <= rate < 1 or rate == most):
         raise InputError(f"{name}: expected a probability in [0, 1), got {rate!r}")
     return float(rate)
+
+
+def read_choice(name: str, given: Any, choices: Sequence[str]) -> str:
+    """One of ``choices``."""
+    if given not in choices:
+        named = [repr(each) for each in choices]
+        raise InputError(f"{name}: expected {', '.join(named[:-1])} or {named[-1]}, got {given!r}")
+    return str(given)
 
 
 def read_limit(grad_clip: Any) -> float | None:

@@ -304,7 +304,8 @@ class CellLayer(RecurrentStack):
             "num_layers": 1, "bidirectional": False, "batch_first": False, "dropout": 0.0,
             "recurrent_dropout": 0.0, "zoneout": (), "layer_norm": False, "heads": 1,
             "learn_initial_state": False, "init": "default", "grad_clip": None,
-            "precision": "fp32", "save": "gates", "sizes": {}, **self.extra_defaults,
+            "gradient": "full", "precision": "fp32", "save": "gates", "sizes": {},
+            **self.extra_defaults,
         }  # fmt: skip
         for name, default in defaults.items():
             value = getattr(self, name)

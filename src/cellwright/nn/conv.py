@@ -78,6 +78,7 @@ class ConvRecurrent(CellLayer):
         learn_initial_state: bool = False,
         init: str = "default",
         grad_clip: float | None = None,
+        gradient: str = "full",
         precision: str = "fp32",
         save: str = "gates",
         sizes: Mapping[str, int] | None = None,
@@ -113,7 +114,8 @@ class ConvRecurrent(CellLayer):
             batch_first=batch_first, dropout=dropout, recurrent_dropout=recurrent_dropout,
             zoneout=zoneout, layer_norm=layer_norm, heads=heads,
             learn_initial_state=learn_initial_state, init=init, grad_clip=grad_clip,
-            precision=precision, save=save, sizes=sizes, device=device, dtype=dtype,
+            gradient=gradient, precision=precision, save=save, sizes=sizes,
+            device=device, dtype=dtype,
         )  # fmt: skip
 
     @property

@@ -82,6 +82,8 @@ def _describe(layer: RecurrentStack, x: Tensor) -> str:
     layers = f"{layer.num_layers} layer" + ("s" if layer.num_layers > 1 else "")
     kind: Any = x.dtype
     gradient = "forward and backward" if torch.is_grad_enabled() else "forward only"
+    if gradient == "forward and backward" and layer.gradient == "truncated":
+        gradient += " with the truncated gradient"
     return (
         f"cell {layer.cell.name}, {layers}, {directions}, input {layer.input_size}, "
         f"hidden {layer.hidden_size}, {str(kind).removeprefix('torch.')} on {x.device}, {gradient}"

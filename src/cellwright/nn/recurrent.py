@@ -33,6 +33,9 @@ class Recurrent(CellLayer):
         init: "default", "orthogonal", "forget_bias:1", "chrono:T", or several joined by "+".
         grad_clip: limit of each component of the gradient that flows back into a state, at
             every step.
+        gradient: "full", or "truncated": errors flow back in time as in the first LSTM's paper,
+            along the carousel alone (Hochreiter & Schmidhuber 1997). They do not pass through
+            the weights of states before the step, nor through peepholes.
         precision: "fp32", or "bf16" for products of bfloat16 numbers with float32 sums; states
             and all else stay in float32. A processor without AVX512_BF16 runs "fp32" instead, with
             a warning.
@@ -90,6 +93,7 @@ class Recurrent(CellLayer):
         learn_initial_state: bool = False,
         init: str = "default",
         grad_clip: float | None = None,
+        gradient: str = "full",
         precision: str = "fp32",
         save: str = "gates",
         sizes: Mapping[str, int] | None = None,
@@ -101,7 +105,8 @@ class Recurrent(CellLayer):
             batch_first=batch_first, dropout=dropout, recurrent_dropout=recurrent_dropout,
             zoneout=zoneout, layer_norm=layer_norm, heads=heads,
             learn_initial_state=learn_initial_state, init=init, grad_clip=grad_clip,
-            precision=precision, save=save, sizes=sizes, device=device, dtype=dtype,
+            gradient=gradient, precision=precision, save=save, sizes=sizes,
+            device=device, dtype=dtype,
         )  # fmt: skip
 
     def initial_state(self, batch: int | None = None) -> Any:

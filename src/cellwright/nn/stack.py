@@ -11,13 +11,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
-from cellwright.engines import Call, Signature, run
+from cellwright.engines import Call, Result, Signature, run
 from cellwright.errors import InputError
 from cellwright.lang import CellSpec
 from cellwright.nn import layout, masks
 from cellwright.nn.arguments import (
     check_count,
     read_cell,
+    read_choice,
     read_limit,
     read_rate,
     read_sizes,
@@ -25,7 +26,7 @@ from cellwright.nn.arguments import (
 )
 from cellwright.nn.state import check_state, read_state, state_type
 from cellwright.nn.stepping import Step, prepare
-from cellwright.plan import SAVES, StepOptions, build, read_by_matrices
+from cellwright.plan import GRADIENTS, SAVES, StepOptions, build, read_by_matrices
 
 SIGNATURE = "_signature_"  # first part of the attributes that hold a layer's signatures
 
@@ -55,6 +56,7 @@ class RecurrentStack(nn.Module):
         heads: int,
         learn_initial_state: bool,
         grad_clip: float | None,
+        gradient: str,
         precision: str,
         save: str,
         sizes: Mapping[str, int] | None,
@@ -72,13 +74,9 @@ class RecurrentStack(nn.Module):
         self.layer_norm, self.heads = bool(layer_norm), heads
         self.learn_initial_state = bool(learn_initial_state)
         self.grad_clip = read_limit(grad_clip)
-        if precision not in ("fp32", "bf16"):
-            raise InputError(f"precision: expected 'fp32' or 'bf16', got {precision!r}")
-        self.precision = precision
-        if save not in SAVES:
-            named = ", ".join(repr(each) for each in SAVES)
-            raise InputError(f"save: expected one of {named}, got {save!r}")
-        self.save = save
+        self.gradient = read_choice("gradient", gradient, GRADIENTS)
+        self.precision = read_choice("precision", precision, ("fp32", "bf16"))
+        self.save = read_choice("save", save, SAVES)
         self.sizes = read_sizes(sizes)
         resolved = self.cell.resolve_sizes(input_size, hidden_size, self.sizes)
         for name, number in resolved.items():
@@ -132,6 +130,7 @@ class RecurrentStack(nn.Module):
             reset=reset,
             learn_initial_state=self.learn_initial_state and reset,
             grad_clip=self.grad_clip,
+            gradient=self.gradient,
             trace=trace,
             precision=self.precision,
             save=self.save,
@@ -150,8 +149,8 @@ class RecurrentStack(nn.Module):
         """Build the signature of one layer, once, and tell the attribute in which it lies."""
         asked = (
             layer, lengths, reset, trace, training, self.recurrent_dropout > 0, self.zoneout,
-            self.layer_norm, self.heads, self.learn_initial_state, self.grad_clip, self.precision,
-            self.save,
+            self.layer_norm, self.heads, self.learn_initial_state, self.grad_clip, self.gradient,
+            self.precision, self.save,
         )  # fmt: skip
         name = self._names.get(asked)
         if name is None:
@@ -268,7 +267,7 @@ class RecurrentStack(nn.Module):
                     self._streams(signature, x, lengths, reset, reverse=direction == 1),
                     direction == 1,
                 )
-                result = run(call)
+                result = self.recur(call, layer, direction)
                 outputs.append(result.output)
                 for into, each in zip(ended, result.states, strict=True):
                     into.append(each)
@@ -282,6 +281,10 @@ class RecurrentStack(nn.Module):
             [_stacked(each) for each in ended],
             {name: _stacked(each) for name, each in traced.items()},
         )
+
+    def recur(self, call: Call, layer: int, direction: int) -> Result:
+        """Run one layer in one direction."""
+        return run(call)
 
     def _streams(
         self,

@@ -55,7 +55,7 @@ class StandardStack(RecurrentStack):
             self, cell, input_size, hidden_size, num_layers, bidirectional=bool(bidirectional),
             batch_first=batch_first, dropout=dropout, recurrent_dropout=0.0, zoneout=0.0,
             layer_norm=False, heads=1, learn_initial_state=False, grad_clip=None,
-            precision="fp32", save="gates",
+            gradient="full", precision="fp32", save="gates",
             sizes={"projection": proj_size} if proj_size else None,
         )  # fmt: skip
         self.bias, self.bidirectional = bias, bidirectional

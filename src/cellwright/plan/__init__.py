@@ -3,6 +3,7 @@
 from cellwright.plan.build import Backward, Forward, Gradients, Loop, Outer, Plan, build
 from cellwright.plan.dump import dump
 from cellwright.plan.options import (
+    GRADIENTS,
     SAVES,
     StepGraph,
     StepOptions,
@@ -14,7 +15,7 @@ from cellwright.plan.options import (
 from cellwright.plan.stages import Stage
 
 __all__ = [
-    "SAVES", "Backward", "Forward", "Gradients", "Loop", "Outer", "Plan", "Stage", "StepGraph",
-    "StepOptions", "StreamSpec", "build", "dump", "layer_parameters", "read_by_matrices",
-    "specialise",
+    "GRADIENTS", "SAVES", "Backward", "Forward", "Gradients", "Loop", "Outer", "Plan", "Stage",
+    "StepGraph", "StepOptions", "StreamSpec", "build", "dump", "layer_parameters",
+    "read_by_matrices", "specialise",
 ]  # fmt: skip

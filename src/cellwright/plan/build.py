@@ -11,7 +11,7 @@ From a step's graph this makes
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 
@@ -21,6 +21,7 @@ from cellwright.ir import (
     Node,
     is_leaf,
     leaf,
+    leave_out_markers,
     substitute,
     topological,
     verify,
@@ -105,6 +106,18 @@ class Gradients:
         pairs = (node for each in self.matrices for node in (each.delta, each.operand))
         return (*self.values.values(), *self.vectors.values(), *pairs)
 
+    def map(self, change: Callable[[Iterable[Node]], list[Node]]) -> Gradients:
+        """The same gradients after a pass over all of their roots at once."""
+        changed = iter(change(self.roots))
+        return Gradients(
+            values={name: next(changed) for name in self.values},
+            vectors={name: next(changed) for name in self.vectors},
+            matrices=tuple(
+                Outer(each.parameter, next(changed), next(changed), each.precision)
+                for each in self.matrices
+            ),
+        )
+
 
 @dataclass(frozen=True)
 class Backward:
@@ -134,13 +147,23 @@ class Backward:
 
 @dataclass(frozen=True)
 class Plan:
-    """All that an engine needs to know of a layer."""
+    """All that an engine needs to know of a layer.
+
+    Attributes:
+        spec, options: what was planned.
+        graph: one step, hoisted values as leaves.
+        forward, backward: the two passes.
+        marked: the forward pass with the operators that only a differentiation sees, for runs
+            that torch's autograd differentiates.
+        parameters: the weights of one layer.
+    """
 
     spec: CellSpec
     options: StepOptions
     graph: StepGraph
     forward: Forward
     backward: Backward
+    marked: Forward
     parameters: tuple[ParameterSpec, ...] = field(default=())
 
 
@@ -150,22 +173,39 @@ def build(spec: CellSpec, options: StepOptions | None = None) -> Plan:
     options = options or StepOptions()
     graph = specialise(spec, options)
     hoisted = hoist(graph.roots, [each.name for each in graph.parameters])
-    step = graph.map(lambda _: hoisted.roots)
-    verify(hoisted.once.values(), leaves=("parameter",))
-    verify(hoisted.inputs.values(), leaves=("input", "parameter", "stream", "value"))
+    marked = graph.map(lambda _: hoisted.roots)
+    step, once, inputs = marked.map(leave_out_markers), _bare(hoisted.once), _bare(hoisted.inputs)
+    verify(once.values(), leaves=("parameter",))
+    verify(inputs.values(), leaves=("input", "parameter", "stream", "value"))
     verify(step.roots, leaves=("state", "parameter", "stream", "value"))
-    saved, saved_inputs, backward = _differentiate(step, hoisted.once, hoisted.inputs)
-    forward = Forward(
-        once=hoisted.once,
-        inputs=hoisted.inputs,
-        loop=_loop([*step.roots, *saved.values()]),
-        next=step.next,
-        output=step.output,
-        trace=step.trace,
-        saved=saved,
-        saved_inputs=saved_inputs,
+    of_step = _differentiate_step(marked)
+    of_inputs = _differentiate_hoisted(hoisted.inputs, ("input", "parameter", "value"))
+    of_once = _differentiate_hoisted(hoisted.once, ("parameter",))
+    saved, saved_inputs, backward = _connect_all(step, inputs, of_step, of_inputs, of_once)
+    return Plan(
+        spec,
+        options,
+        step,
+        _forward(step, once, inputs, saved, saved_inputs),
+        backward,
+        _forward(marked, hoisted.once, hoisted.inputs, {}, {}),
+        graph.parameters,
     )
-    return Plan(spec, options, step, forward, backward, graph.parameters)
+
+
+def _bare(graph: Mapping[str, Node]) -> dict[str, Node]:
+    return dict(zip(graph, leave_out_markers(graph.values()), strict=True))
+
+
+def _forward(
+    step: StepGraph,
+    once: Mapping[str, Node],
+    inputs: Mapping[str, Node],
+    saved: Mapping[str, Node],
+    saved_inputs: Mapping[str, Node],
+) -> Forward:
+    loop = _loop([*step.roots, *saved.values()])
+    return Forward(once, inputs, loop, step.next, step.output, step.trace, saved, saved_inputs)
 
 
 def _loop(roots: Iterable[Node]) -> Loop:
@@ -186,10 +226,8 @@ def _name(each: Node) -> str:
     return str(each.attribute("name"))
 
 
-def _differentiate(
-    step: StepGraph, once: Mapping[str, Node], inputs: Mapping[str, Node]
-) -> tuple[dict[str, Node], dict[str, Node], Backward]:
-    """What is to be saved, in the loop and before it, and the backward pass."""
+def _differentiate_step(step: StepGraph) -> Gradients:
+    """Gradients of what a step reads, given those of all that it yields."""
     seeds: dict[Node, Node] = {}
     arriving = [(f"next.{name}", value) for name, value in step.next.items()]
     arriving += [("output", step.output)]
@@ -197,20 +235,28 @@ def _differentiate(
     for name, value in arriving:
         seed = cotangent(name, value)
         seeds[value] = seeds[value] + seed if value in seeds else seed
-    wrt = _leaves(step.roots, "state", "value", "parameter")
-    found = gradient(seeds, wrt)
+    found = gradient(seeds, _leaves(step.roots, "state", "value", "parameter"))
+    return _sort(found)
+
+
+def _connect_all(
+    step: StepGraph,
+    inputs: Mapping[str, Node],
+    of_step: Gradients,
+    of_inputs: Gradients,
+    of_once: Gradients,
+) -> tuple[dict[str, Node], dict[str, Node], Backward]:
+    """What is to be saved, in the loop and before it, and the backward pass."""
     after = {
         value: leaf("value", f"next.{name}", value.vector)
         for name, value in step.next.items()
         if not is_leaf(value)
     }
-    saved, adjoint = _connect(_sort(found), step.roots, after, "saved")
+    saved, adjoint = _connect(of_step, step.roots, after, "saved")
     roots = [*adjoint.roots]
     verify(roots, leaves=("state", "parameter", "stream", "value", "cotangent"))
-    of_inputs = _differentiate_hoisted(inputs, ("input", "parameter", "value"))
     saved_inputs, of_inputs = _connect(of_inputs, inputs.values(), {}, "saved_input")
-    of_once = _differentiate_hoisted(once, ("parameter",))
-    is_state = {_name(each) for each in wrt if each.op == "state"}
+    is_state = {each.name for each in step.states}
     backward = Backward(
         loop=_loop(roots),
         states={n: value for n, value in adjoint.values.items() if n in is_state},
@@ -244,7 +290,7 @@ def _sort(found: Mapping[Node, Node]) -> Gradients:
             vectors[_name(each)] = value
         else:
             values[_name(each)] = value
-    return Gradients(values, vectors, tuple(matrices))
+    return Gradients(values, vectors, tuple(matrices)).map(leave_out_markers)
 
 
 def _summands(value: Node) -> list[Node]:
@@ -280,12 +326,4 @@ def _connect(
     chosen = choose(dict.fromkeys(needed), [*states, *at_hand])
     saved = {f"{prefix}.{index}": each for index, each in enumerate(chosen)}
     as_leaf = {**at_hand, **{each: leaf("value", n, each.type) for n, each in saved.items()}}
-    changed = iter(substitute(adjoint.roots, as_leaf))
-    return saved, Gradients(
-        values={name: next(changed) for name in adjoint.values},
-        vectors={name: next(changed) for name in adjoint.vectors},
-        matrices=tuple(
-            Outer(each.parameter, next(changed), next(changed), each.precision)
-            for each in adjoint.matrices
-        ),
-    )
+    return saved, adjoint.map(lambda found: substitute(found, as_leaf))

@@ -28,9 +28,13 @@ from cellwright.ir import (
 )
 from cellwright.ir.node import rebuild
 from cellwright.lang import CellSpec, ParameterSpec, StateSpec
+from cellwright.plan.truncation import truncate
 
 SAVES = ("gates", "states", "checkpoints")
 """From the most memory and the least time to the reverse."""
+
+GRADIENTS = ("full", "truncated")
+"""How far an error flows back in time: through every connection, or not through weights."""
 
 
 @dataclass(frozen=True)
@@ -47,6 +51,7 @@ class StepOptions:
         reset: states start afresh where a mask says so.
         learn_initial_state: a reset goes to the learnt initial state instead of zero.
         grad_clip: limit of the gradient that flows back into each state, at every step.
+        gradient: one of ``GRADIENTS``; see :mod:`cellwright.plan.truncation`.
         trace: return every state and every watched value.
         precision: "fp32" or "bf16", of the operands of products.
         save: what the forward pass keeps for the backward pass, one of ``SAVES``; the equations
@@ -62,6 +67,7 @@ class StepOptions:
     reset: bool = False
     learn_initial_state: bool = False
     grad_clip: float | None = None
+    gradient: str = "full"
     trace: bool = False
     precision: str = "fp32"
     save: str = "gates"
@@ -166,6 +172,8 @@ def specialise(spec: CellSpec, options: StepOptions) -> StepGraph:
         output=spec.next[spec.output],
         trace={**spec.next, **spec.watch} if options.trace else {},
     )
+    if options.gradient == "truncated":
+        graph = graph.map(lambda roots: truncate(roots, spec.next.values()))
     graph = graph.map(lambda roots: _rewrite_products(roots, options))
     if options.recurrent_dropout:
         masks = {
@@ -177,7 +185,7 @@ def specialise(spec: CellSpec, options: StepOptions) -> StepGraph:
         graph = graph.map(lambda roots: _rewrite_operands(roots, masks))
     graph = _hold_back(graph, state, options, stream)
     graph = replace(graph.map(expand_composites), streams=tuple(streams.values()))
-    verify(graph.roots, leaves=("input", "state", "parameter", "stream"))
+    verify(graph.roots, leaves=("input", "state", "parameter", "stream"), markers=True)
     return graph
 
 

@@ -55,7 +55,7 @@ def cut(roots: Iterable[Node]) -> tuple[Stage, ...]:
             Stage(
                 products=tuple(n for n in inside if TABLE[n.op].kind == "product"),
                 reductions=tuple(n for n in inside if TABLE[n.op].kind == "reduction"),
-                pointwise=tuple(n for n in inside if TABLE[n.op].kind == "pointwise"),
+                pointwise=tuple(n for n in inside if TABLE[n.op].kind in ("pointwise", "marker")),
                 stored=tuple(n for n in inside if n in later),
             )
         )

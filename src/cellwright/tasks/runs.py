@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,10 +17,11 @@ from cellwright.errors import CheckpointError, UsageError
 from cellwright.nn import explain
 from cellwright.tasks.sources import Source, absolute
 from cellwright.tasks.task import Data
-from cellwright.train import curves, folder, objectives
+from cellwright.train import curves, folder, objectives, processes
 from cellwright.train.batches import seed_everything
 from cellwright.train.examples import Examples
-from cellwright.train.fit import NO_TENSORBOARD, fit
+from cellwright.train.finder import find_learning_rate
+from cellwright.train.fit import NO_TENSORBOARD, Fitted, fit
 from cellwright.train.folder import RunFolder
 from cellwright.train.measure import Measured, measure, run_as
 from cellwright.train.models import Description, save_model
@@ -58,6 +60,7 @@ def prepare(
     *,
     overwrite: bool = False,
     tensorboard: bool = False,
+    find_rate: bool = False,
 ) -> Run:
     """Read the data, check all settings and make the folder of a new run.
 
@@ -67,6 +70,7 @@ def prepare(
         output: the folder; None for one under ``runs``.
         overwrite: whether an earlier run in that folder may be replaced.
         tensorboard: also log for TensorBoard.
+        find_rate: let a range test choose the learning rate, see `find_learning_rate`.
 
     Raises:
         CellwrightError: the data, a setting or the folder cannot be used. Nothing has been
@@ -89,6 +93,8 @@ def prepare(
     settings = settings.replace(engine=_engine(model, settings))
     if tensorboard:
         _require_tensorboard()
+    if find_rate:
+        settings = settings.replace(learning_rate=_find_rate(source, settings, train))
     made = folder.create(output, source.name, overwrite)
     folder.write_config(made, {"cellwright": cw.__version__, **_config(source, settings)})
     return Run(source, settings, data, train, validation, made, tensorboard)
@@ -152,24 +158,38 @@ def execute(run: Run, console: Console | None = None) -> dict[str, Any]:
     Raises:
         CellwrightError: training diverged, or a file cannot be written.
     """
+    others = [sys.executable, "-m", "cellwright.tasks.join", str(run.folder.path)]
     with run_as(run.settings):
-        return _execute(run, console)
+        with processes.beside(others, run.settings.devices):
+            model, fitted = _fit(run, console)
+        return _measure(run, model, fitted)
 
 
-def _execute(run: Run, console: Console | None) -> dict[str, Any]:
+def take_part(run: Run) -> None:
+    """Train as one of several processes; the first of them writes the results."""
+    with run_as(run.settings):
+        _fit(run, None)
+
+
+def _fit(run: Run, console: Console | None) -> tuple[Any, Fitted]:
     settings = run.settings
     description = _describe(run.source, settings, run.train)
-    spec = cells.load(settings.cell)
-    objective = objectives.get(description.objective)
     # An epoch's chance comes from the numbers 0, 1, ...; the weights take one beyond them.
     seed_everything(settings.seed, settings.epochs)
-    model: Any = description.build(spec)
+    model: Any = description.build(cells.load(settings.cell))
     model.prepare(run.train)
     fitted = fit(
-        model, objective, run.train, run.validation, description.classes, settings,
-        run.folder.work, description.as_dict(),
+        model, objectives.get(description.objective), run.train, run.validation,
+        description.classes, settings, run.folder.work, description.as_dict(),
         tensorboard=run.tensorboard, console=console,
     )  # fmt: skip
+    return model, fitted
+
+
+def _measure(run: Run, model: Any, fitted: Fitted) -> dict[str, Any]:
+    settings = run.settings
+    description = _describe(run.source, settings, run.train)
+    objective = objectives.get(description.objective)
     parts = {"train": run.train, "validation": run.validation, "test": run.data.test}
     metrics: dict[str, Any] = {
         "task": run.source.name,
@@ -189,6 +209,7 @@ def _execute(run: Run, console: Console | None) -> dict[str, Any]:
         "epoch_of_weights": fitted.epoch,
         "sequences": fitted.sequences,
         "solved": fitted.solved,
+        "skipped": fitted.skipped,
         "threads": settings.threads,
         "seconds": round(fitted.seconds, 3),
     }
@@ -200,6 +221,17 @@ def _execute(run: Run, console: Console | None) -> dict[str, Any]:
     folder.write_metrics(run.folder, metrics)
     run.folder.finish()
     return metrics
+
+
+def _find_rate(source: Source, settings: Settings, train: Examples) -> float:
+    description = _describe(source, settings, train)
+    with run_as(settings):
+        seed_everything(settings.seed, settings.epochs)
+        model: Any = description.build(cells.load(settings.cell))
+        model.prepare(train)
+        objective = objectives.get(description.objective)
+        found = find_learning_rate(model, objective, train, description.classes, settings)
+    return float(f"{found.suggestion:.3g}")
 
 
 def _engine(model: Any, settings: Settings) -> str:

@@ -59,13 +59,14 @@ class Batches:
         return torch.nn.utils.rnn.pad_sequence(taken, padding_value=none)
 
 
-def seed_everything(seed: int, epoch: int) -> None:
-    """Seed Python, NumPy and torch for an epoch.
+def seed_everything(seed: int, epoch: int, rank: int = 0) -> None:
+    """Seed Python, NumPy and torch for an epoch, in the process of that rank.
 
     All chance in an epoch follows from the seed and the epoch's number, so that a run that was
     killed and is resumed draws what it would have drawn.
     """
-    drawn = int(np.random.default_rng([seed, 2, epoch]).integers(2**32))
+    origin = [seed, 2, epoch, rank] if rank else [seed, 2, epoch]
+    drawn = int(np.random.default_rng(origin).integers(2**32))
     random.seed(drawn)
     np.random.seed(drawn)
     torch.manual_seed(drawn)

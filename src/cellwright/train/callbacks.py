@@ -14,7 +14,7 @@ from types import FrameType
 from typing import Any
 
 from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.callbacks import Callback, Checkpoint, ProgressBar
+from lightning.pytorch.callbacks import Callback, Checkpoint, EarlyStopping, ProgressBar
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -70,6 +70,10 @@ class Journal(Callback):
         self.rows: list[Row] = []
         self._began = 0.0
 
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self.rows and trainer.is_global_zero:
+            self.write()
+
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._began = time.perf_counter()
 
@@ -80,7 +84,8 @@ class Journal(Callback):
         row["learning_rate"] = float(trainer.optimizers[0].param_groups[0]["lr"])
         row["seconds"] = time.perf_counter() - self._began
         self.rows.append(row)
-        self.write()
+        if trainer.is_global_zero:
+            self.write()
 
     def write(self) -> None:
         """Write all rows."""
@@ -95,12 +100,23 @@ class Journal(Callback):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.rows = list(state_dict["rows"])
-        if self.rows:
-            self.write()
 
 
 def _short(value: float) -> str:
     return f"{value:.6g}"
+
+
+class Patience(EarlyStopping):
+    """Stop after so many epochs without a lower loss; a run that stopped stays stopped."""
+
+    def __init__(self, monitor: str, epochs: int):
+        super().__init__(
+            monitor, patience=epochs, check_finite=False, check_on_train_epoch_end=True
+        )
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self.wait_count >= self.patience:
+            trainer.should_stop = True
 
 
 class Keeper(Checkpoint):

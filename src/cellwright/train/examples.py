@@ -21,12 +21,15 @@ class Batch(NamedTuple):
             Where there is none, a class is `IGNORED` and a value is NaN.
         reset: (T, B) booleans, True where a sequence begins, if the states are to be carried over
             from the batch before; None if every sequence of the batch begins with it.
+        share: what the mean loss is multiplied by, where processes share a batch and average
+            their gradients; 0 where none of its targets is this process's.
     """
 
     x: Tensor
     lengths: Tensor
     targets: Tensor
     reset: Tensor | None = None
+    share: float = 1.0
 
 
 class Loader(Protocol):

@@ -13,18 +13,21 @@ from typing import Any
 
 from lightning.fabric.plugins.environments.lightning import LightningEnvironment
 from lightning.pytorch import Trainer
+from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import Logger, TensorBoardLogger
 from rich.console import Console
 from torch import nn
 
 from cellwright.errors import UsageError
-from cellwright.train import storage
-from cellwright.train.callbacks import Bar, CtrlC, Journal, Keeper, Row
+from cellwright.train import processes, storage
+from cellwright.train.averaging import Average
+from cellwright.train.callbacks import Bar, CtrlC, Journal, Keeper, Patience, Row
 from cellwright.train.examples import Examples, Loader
 from cellwright.train.module import KIND, SafetensorsIO, TrainingModule
 from cellwright.train.objectives import Objective
 from cellwright.train.sequences import Generated
 from cellwright.train.settings import Settings
+from cellwright.train.shards import share_out
 from cellwright.train.windows import Windows
 
 NO_TENSORBOARD = (
@@ -43,6 +46,7 @@ class Fitted:
         seconds: time in training, over all its parts if it was resumed.
         sequences: how many were trained on.
         solved: whether training stopped because enough sequences in a row were right.
+        skipped: updates that were left out because the gradient was not finite.
     """
 
     rows: list[Row]
@@ -50,6 +54,7 @@ class Fitted:
     seconds: float
     sequences: int
     solved: bool
+    skipped: int = 0
 
 
 def fit(
@@ -91,22 +96,34 @@ def fit(
     loaders = None if validation is None else validation.batches(256, None, classes)
     if settings.tbptt is not None:
         batches = Windows(batches, settings.tbptt)
+    rank, count = processes.rank(), objective.count
+    batches = share_out(batches, rank, settings.devices, count)
+    if loaders is not None:
+        loaders = share_out(loaders, rank, settings.devices, count)
     streak = train.streak if isinstance(train, Generated) else None
-    module = TrainingModule(model, objective, settings, batches, identity, streak)
-    journal = Journal(folder / "log.csv")
     monitor = "train_loss" if validation is None else "validation_loss"
+    module = TrainingModule(model, objective, settings, batches, identity, streak, monitor)
+    journal = Journal(folder / "log.csv")
     keeper = Keeper(folder / "checkpoints", monitor)
     interrupt = CtrlC()
-    bar = [Bar(console, objective.metric_name)] if console is not None else []
-    loggers: list[Logger] = [_tensorboard(folder)] if tensorboard else []
-    with _quiet():
+    bar = [Bar(console, objective.metric_name)] if console is not None and not rank else []
+    loggers: list[Logger] = [_tensorboard(folder)] if tensorboard and not rank else []
+    precision: Any = settings.precision
+    methods: list[Callback] = []
+    if settings.average is not None:
+        methods.append(Average(settings.average))
+    if settings.patience is not None:
+        methods.append(Patience(monitor, settings.patience))
+    with quiet():
         trainer = Trainer(
             accelerator="cpu",
-            devices=1,
+            devices=settings.devices,
+            strategy=processes.strategy(settings.devices),
+            precision=precision,
             max_epochs=settings.epochs,
-            gradient_clip_val=settings.gradient_clip,
+            accumulate_grad_batches=settings.accumulate,
             logger=loggers or False,
-            callbacks=[journal, *bar, keeper, interrupt],
+            callbacks=[*methods, journal, *bar, keeper, interrupt],
             enable_progress_bar=bool(bar),
             enable_checkpointing=True,
             enable_model_summary=False,
@@ -120,17 +137,17 @@ def fit(
         with interrupt.heard():
             _run(trainer, module, batches, loaders, resume)
     chosen = int(journal.rows[-1]["epoch"])
-    if validation is not None:
+    if validation is not None and not rank:
         state = storage.load(keeper.best, KIND)["state_dict"]
         module.load_state_dict(state)
         chosen = keeper.best_epoch
     model.eval()
     seconds = sum(row["seconds"] for row in journal.rows)
-    return Fitted(journal.rows, chosen, seconds, module.sequences, module.solved)
+    return Fitted(journal.rows, chosen, seconds, module.sequences, module.solved, module.skipped)
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Keep Lightning's advice and announcements to itself; errors still come through."""
     loggers = [logging.getLogger(name) for name in ("lightning.pytorch", "lightning.fabric")]
     before = [logger.level for logger in loggers]

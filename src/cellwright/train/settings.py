@@ -11,10 +11,12 @@ from cellwright.errors import UsageError
 
 POOLINGS = ("last", "mean", "max", "mean-max")
 OPTIMIZERS = ("adamw", "adam", "rmsprop", "sgd")
-SCHEDULES = ("cosine", "constant")
+SCHEDULES = ("cosine", "constant", "step", "plateau")
+NONFINITE = ("error", "skip")
+PRECISIONS = ("32-true", "bf16-mixed")
 LAYER_OPTIONS = (
     "recurrent_dropout", "zoneout", "layer_norm", "heads", "learn_initial_state", "init",
-    "grad_clip", "precision", "save",
+    "grad_clip", "gradient", "precision", "save",
 )  # fmt: skip
 
 
@@ -39,9 +41,22 @@ class Settings:
         momentum: of "rmsprop" and "sgd".
         learning_rate: the largest.
         schedule: "cosine" (the learning rate rises over the first tenth of training and falls to
-            zero along a cosine) or "constant".
+            zero along a cosine), "constant", "step" (it is multiplied by ``decay`` every
+            ``decay_epochs`` epochs) or "plateau" (the same after ``decay_epochs`` epochs without a
+            lower loss).
+        decay, decay_epochs: of the schedules "step" and "plateau".
         weight_decay: of the optimiser.
         gradient_clip: largest norm of the gradient.
+        gradient_clip_value: largest absolute value of a gradient's component; None for no limit.
+        nonfinite: what is done where the loss or the gradient is not finite: "error" stops, and
+            tells where it began; "skip" leaves the update out and counts it.
+        accumulate: batches whose gradients are averaged for one update.
+        average: decay of an exponential moving average of the weights, which is what is validated
+            and kept; None for the weights themselves.
+        patience: stop after so many epochs without a lower loss; None to go on.
+        precision: "32-true", or "bf16-mixed" for bfloat16 in what torch computes; the recurrent
+            layer has an option of its own, see ``layer``.
+        devices: processes that share each batch.
         tbptt: steps of a window in truncated backpropagation through time: states are carried
             over from window to window, gradients are not. None for whole sequences.
         validation: share of the training series set apart to choose the best epoch by.
@@ -82,28 +97,47 @@ class Settings:
     momentum: float = 0.0
     schedule: str = "cosine"
     tbptt: int | None = None
+    decay: float = 0.1
+    decay_epochs: int = 10
+    gradient_clip_value: float | None = None
+    nonfinite: str = "error"
+    accumulate: int = 1
+    average: float | None = None
+    patience: int | None = None
+    precision: str = "32-true"
+    devices: int = 1
     layer: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        for name in ("hidden_size", "num_layers", "epochs", "batch_size", "threads"):
+        for name in _COUNTS:
             check_whole(name, getattr(self, name), 1)
         check_whole("seed", self.seed, 0, 2**32 - 1)
         for name, (low, high, open_ends) in _RANGES.items():
-            check_number(name, getattr(self, name), low, high, open_ends)
+            if getattr(self, name) is not None or name not in _OPTIONAL:
+                check_number(name, getattr(self, name), low, high, open_ends)
         if not isinstance(self.cell, str) or not self.cell:
             raise UsageError(f"--cell: expected a name or path.py:cell, got {self.cell!r}")
         if not isinstance(self.bidirectional, bool):
             raise UsageError(f"--bidirectional: expected true or false, got {self.bidirectional!r}")
         for name, known in (
-            ("pooling", POOLINGS), ("optimizer", OPTIMIZERS), ("schedule", SCHEDULES)
+            ("pooling", POOLINGS), ("optimizer", OPTIMIZERS), ("schedule", SCHEDULES),
+            ("nonfinite", NONFINITE), ("precision", PRECISIONS),
         ):  # fmt: skip
             if getattr(self, name) not in known:
                 raise UsageError(
                     f"{option(name)}: expected one of {', '.join(known)}, "
                     f"got {getattr(self, name)!r}"
                 )
-        if self.tbptt is not None:
-            check_whole("tbptt", self.tbptt, 1)
+        for name in ("tbptt", "patience"):
+            if getattr(self, name) is not None:
+                check_whole(name, getattr(self, name), 1)
+        if self.devices > self.batch_size:
+            raise UsageError(
+                f"--devices: {self.devices} processes cannot share batches of {self.batch_size}; "
+                "expected a --batch-size of at least as many"
+            )
+        if self.tbptt is not None and self.accumulate > 1:
+            raise UsageError("--accumulate and --tbptt exclude each other")
         if not isinstance(self.layer, Mapping):
             raise UsageError(f"--layer: expected names with values, got {self.layer!r}")
         for name in self.layer:
@@ -146,7 +180,16 @@ class Settings:
 
 
 # Settings of which runs made by version 0.1.0 have no record; their defaults are what was then.
-_ADDED = ("optimizer", "momentum", "schedule", "tbptt", "layer")
+_ADDED = (
+    "optimizer", "momentum", "schedule", "tbptt", "layer", "decay", "decay_epochs",
+    "gradient_clip_value", "nonfinite", "accumulate", "average", "patience", "precision", "devices",
+)  # fmt: skip
+
+_COUNTS = (
+    "hidden_size", "num_layers", "epochs", "batch_size", "threads", "decay_epochs", "accumulate",
+    "devices",
+)  # fmt: skip
+_OPTIONAL = ("gradient_clip_value", "average")
 
 _RANGES = {  # name: lowest, highest, whether the ends are left out
     "dropout": (0.0, 1.0, "high"),
@@ -157,6 +200,9 @@ _RANGES = {  # name: lowest, highest, whether the ends are left out
     "momentum": (0.0, 1.0, "high"),
     "weight_decay": (0.0, math.inf, "high"),
     "gradient_clip": (0.0, math.inf, "both"),
+    "gradient_clip_value": (0.0, math.inf, "both"),
+    "average": (0.0, 1.0, "high"),
+    "decay": (0.0, 1.0, "both"),
     "validation": (0.0, 1.0, "high"),
 }
 

@@ -198,7 +198,6 @@ OPERATIONS: Mapping[str, Callable[..., Value]] = {
     "greater_equal": _compare(">="),
     "equal": _compare("=="),
     "where": lambda e, c, a, b: e.b.select(c, a, b),
-    "clip_gradient": lambda e, a: a,
     "expand": lambda e, a: a,
 }
 """What each pointwise operator of the table is in LLVM's instructions."""

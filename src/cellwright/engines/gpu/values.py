@@ -48,7 +48,7 @@ SQRT = {
 
 OPERATIONS = {**INFIX, **CALLS}
 
-SAME = ("clip_gradient", "expand")
+SAME = ("expand",)
 """Operations whose value is their operand's; a number a row meets units by broadcasting."""
 
 

@@ -19,12 +19,17 @@ class BoundCall:
     """One call, ready to be evaluated.
 
     A value is (rows, units, *space); what depends on parameters alone has one row.
+
+    Args:
+        call: what is to be run.
+        marked: with the operators that torch's autograd has to see.
     """
 
-    def __init__(self, call: Call):
+    def __init__(self, call: Call, *, marked: bool = False):
         self.call = call
         self.plan = call.signature.plan
-        self.forward_plan, self.backward_plan = self.plan.forward, self.plan.backward
+        self.forward_plan = self.plan.marked if marked else self.plan.forward
+        self.backward_plan = self.plan.backward
         self.state_names = [each.name for each in self.plan.graph.states]
         self.algebra = algebra(call.signature.spatial)
         self.evaluator = Evaluator(self.algebra, call.signature.size, call.x)

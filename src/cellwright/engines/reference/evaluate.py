@@ -132,6 +132,8 @@ class Evaluator:
             return self.whole(operands[0], each.attribute("size"))
         if each.op == "clip_gradient":
             return _ClipGradient.apply(operands[0], each.attribute("limit"))
+        if each.op == "stop_gradient":
+            return operands[0].detach()
         return FUNCTIONS[each.op](*operands)
 
     def whole(self, v: Tensor, size: str, rows: int | None = None) -> Tensor:

@@ -88,15 +88,15 @@ class ReferenceEngine:
 
 def differentiable(call: Call) -> Result:
     """The forward plan as plain torch operations that torch's autograd can follow."""
-    return _forward(call, keep=False)
+    return _forward(call, keep=False, marked=True)
 
 
 def _kept(call: Call) -> Result:
     return _forward(call, keep=True)
 
 
-def _forward(call: Call, *, keep: bool) -> Result:
-    bound = BoundCall(call)
+def _forward(call: Call, *, keep: bool, marked: bool = False) -> Result:
+    bound = BoundCall(call, marked=marked)
     plan, names = bound.forward_plan, bound.state_names
     states = dict(zip(names, map(_aligned, call.states), strict=True))
     output: dict[int, Tensor] = {}
