@@ -120,9 +120,11 @@ def test_wrong_names(refused, tmp_path):
 
 def test_tasks(call):
     out = call("tasks").out
-    assert "accuracy 99.2%  ResNet" in out
-    assert "CC BY 4.0" in out
-    assert "--noise 0.5" in out
+    assert "japanese-vowels     Which of nine speakers" in out
+    out = call("tasks", "japanese-vowels").out
+    assert "Published: ResNet: accuracy 99.2% (Ismail Fawaz" in out
+    assert "Licence of the data: CC BY 4.0" in out
+    assert "Settings of its own: noise 0.5" in out
 
 
 def test_doctor(call, monkeypatch):
@@ -131,6 +133,7 @@ def test_doctor(call, monkeypatch):
     assert f"cellwright {cw.__version__}" in out
     assert "engines: " in out
     assert "270 training and 370 test series" in out
+    assert "data of jsb-chorales: " in out
     assert "CELLWRIGHT_DATA: /nowhere/at/all, which is not a folder" in out
 
 

@@ -156,6 +156,7 @@ def tasks(
 ) -> None:
     """List the tasks, or show one: options, settings, cases, what others have published."""
     from cellwright import tasks as known
+    from cellwright.tasks.task import Task
 
     if name is None:
         rows = [[each, known.get(each).title] for each in known.names()]
@@ -170,18 +171,30 @@ def tasks(
     _show_values("Settings of its own", getattr(entry, "defaults", {}))
     for case in entry.cases:
         values = {**case.options, **case.changes}
-        said = ", ".join(f"{key} {value}" for key, value in values.items())
+        said = _said(values)
         show.say(f"Case {case.name}: {said or 'as it is'}; {case.seeds} seeds")
     for each in entry.published:
         note = f"; {each.note}" if each.note else ""
         measure = each.measure or getattr(entry, "metric", "")
         case_name = f"{each.case}, " if each.case else ""
-        show.say(
-            f"Published: {case_name}{each.method}: {measure} {each.value:,g} ({each.source}{note})"
-        )
+        value = f"{each.value:,g}"
+        if not each.measure and isinstance(entry, Task):
+            value = entry.objective.show_published(each.value)
+        show.say(f"Published: {case_name}{each.method}: {measure} {value} ({each.source}{note})")
     show.say(f"\ncellwright train {name}\ncellwright reproduce {name}")
 
 
 def _show_values(title: str, values: Mapping[str, object]) -> None:
     if values:
-        show.say(f"{title}: {', '.join(f'{key} {value}' for key, value in values.items())}")
+        show.say(f"{title}: {_said(values)}")
+
+
+def _said(values: Mapping[str, object]) -> str:
+    """``length 500, init chrono:500``: a setting with names of its own is taken apart."""
+    parts = []
+    for name, value in values.items():
+        if isinstance(value, Mapping):
+            parts += [_said(value)] * bool(value)
+        else:
+            parts.append(f"{name} {value}")
+    return ", ".join(parts)

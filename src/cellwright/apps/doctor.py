@@ -111,6 +111,9 @@ def _data() -> None:
         task = tasks.get(name)
         if not isinstance(task, Task) or task.licence == GENERATED:
             continue
+        if not all(file.here() for file in task.files):
+            show.say(f"data of {name}: not here yet; it is downloaded when it is first used")
+            continue
         try:
             data = task.load()
             found = f"{len(data.train)} training and {len(data.test)} test series"

@@ -28,6 +28,15 @@ class DataFile:
     url: str
     sha256: str
 
+    def here(self) -> bool:
+        """Whether the file is at hand, so that nothing has to be downloaded."""
+        import pooch
+
+        named = os.environ.get(VARIABLE)
+        given = Path(named).expanduser() / self.folder / self.name if named else None
+        kept = pooch.os_cache("cellwright") / self.folder / self.name
+        return kept.exists() or (given is not None and given.exists())
+
     def path(self) -> Path:
         """The file, downloaded the first time.
 

@@ -77,6 +77,7 @@ _COMMON: dict[str, Any] = {
     ),
     "licence": "music: public domain; encoding: none stated",
     "objective": "keys",
+    "files": (FILE,),
 }
 
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 
 from cellwright.errors import UsageError
+from cellwright.tasks.data_files import DataFile
 from cellwright.train import objectives
 from cellwright.train.examples import Examples
 from cellwright.train.objectives import Objective
@@ -141,11 +142,13 @@ class Task(Entry):
         load: reads or makes the data; its keyword arguments are the task's options.
         objective: head, loss and metric.
         defaults: settings in which the task differs from those of its objective.
+        files: what is downloaded when the task is first loaded.
     """
 
     load: Callable[..., Data]
     objective: Objective
     defaults: Mapping[str, Any] = field(default_factory=dict)
+    files: tuple[DataFile, ...] = ()
 
     @property
     def metric(self) -> str:
@@ -215,6 +218,7 @@ def task(
     cases: tuple[Case, ...] = (),
     report: tuple[str, ...] = (),
     baseline: str = "",
+    files: tuple[DataFile, ...] = (),
 ) -> Callable[[Callable[..., Data]], Task]:
     """Make a task of a function that returns the data.
 
@@ -232,6 +236,7 @@ def task(
         cases: what is run to reproduce it; without them, the task as it is with five seeds.
         report: names in ``metrics.json`` that a reproduction tells; the metric, if there are none.
         baseline: the case with which a reproduction compares the others; "" for no ranking.
+        files: what is downloaded when the task is first loaded.
 
     Raises:
         UsageError: there is no such objective, or an option has no default.
@@ -272,7 +277,7 @@ def task(
         return Task(
             name=name, title=title, source=source, licence=licence, load=load, objective=found,
             options=options, defaults=dict(defaults or {}), published=published, cases=cases,
-            report=report or (f"test_{found.metric_name}",), baseline=baseline,
+            report=report or (f"test_{found.metric_name}",), baseline=baseline, files=files,
         )  # fmt: skip
 
     return make
