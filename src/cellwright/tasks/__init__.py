@@ -23,6 +23,7 @@ _BUILT_IN = {
     "japanese-vowels": "japanese_vowels:japanese_vowels",
     "jsb-chorales": "jsb_chorales:jsb_chorales",
     "odyssey": "jsb_chorales:odyssey",
+    "double-pole": "double_pole:double_pole",
 }
 GROUP = "cellwright.tasks"
 """The entry point group in which another package names its tasks."""
