@@ -21,6 +21,7 @@ from cellwright.lang import (
     CellSpec,
     abs,
     cell,
+    cos,
     exp,
     layer_norm,
     log,
@@ -31,6 +32,7 @@ from cellwright.lang import (
     next_state,
     relu,
     sigmoid,
+    sin,
     softplus,
     sqrt,
     square,
@@ -55,9 +57,9 @@ _LATER = {
 
 __all__ = [
     "CellError", "CellSpec", "CellwrightError", "CheckpointError", "DataError", "EngineError",
-    "InputError", "UsageError", "abs", "accelerate", "cell", "cells", "engine", "exp", "explain",
-    "layer_norm", "log", "log_sigmoid", "maximum", "mean", "minimum", "next_state", "nn", "relu",
-    "sigmoid", "softplus", "sqrt", "square", "tanh", "where",
+    "InputError", "UsageError", "abs", "accelerate", "cell", "cells", "cos", "engine", "exp",
+    "explain", "layer_norm", "log", "log_sigmoid", "maximum", "mean", "minimum", "next_state", "nn",
+    "relu", "sigmoid", "sin", "softplus", "sqrt", "square", "tanh", "where",
 ]  # fmt: skip
 
 

@@ -60,6 +60,8 @@ RULES = {
     "relu": lambda a: torch.where(a > 0, a, a * 0),
     "exp": torch.exp,
     "log": torch.log,
+    "sin": torch.sin,
+    "cos": lambda a: 1 - 2 * torch.sin(0.5 * a) ** 2,
     "log_sigmoid": lambda a: -torch.nn.functional.softplus(-a, beta=1, threshold=1000),
     "softplus": lambda a: torch.nn.functional.softplus(a, beta=1, threshold=1000),
     "less": lambda a, b: a < b,

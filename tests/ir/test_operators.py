@@ -75,7 +75,7 @@ def test_every_key_is_the_name_of_its_row():
 def test_the_language_has_the_operators_that_the_design_lists():
     promised = """
     add sub mul div neg square sqrt abs maximum minimum sigmoid tanh relu exp log log_sigmoid
-    softplus less less_equal greater greater_equal where mean layer_norm matvec
+    softplus sin cos less less_equal greater greater_equal where mean layer_norm matvec
     """
     assert set(promised.split()) <= set(TABLE)
 
@@ -113,7 +113,7 @@ def test_costs_order_what_is_computed_again():
     """Arithmetic is cheap, a division less so, a function is dear; a broadcast costs nothing."""
     cost = {name: row.cost for name, row in TABLE.items()}
     assert cost["expand"] < cost["add"] == cost["mul"] < cost["div"]
-    for function in ("sigmoid", "tanh", "exp", "log", "log_sigmoid", "softplus"):
+    for function in ("sigmoid", "tanh", "exp", "log", "sin", "cos", "log_sigmoid", "softplus"):
         assert cost[function] > cost["div"]
 
 
@@ -135,6 +135,8 @@ MEANING = {
     "relu": lambda a: np.where(a > 0, a, 0),
     "exp": np.exp,
     "log": np.log,
+    "sin": np.sin,
+    "cos": np.cos,
     "log_sigmoid": lambda a: -np.log(1 + np.exp(-a)),
     "softplus": lambda a: np.log(1 + np.exp(a)),
     "less": lambda a, b: a < b,

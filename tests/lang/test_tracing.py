@@ -344,3 +344,21 @@ def test_tracing_runs_the_function_once():
 def test_a_decorated_cell_cannot_be_decorated_again():
     with pytest.raises((CellError, AttributeError, TypeError)):
         cw.cell(state="h")(with_all_kinds)
+
+
+def test_a_cell_can_be_made_under_a_profiler():
+    import cProfile
+
+    with cProfile.Profile() as profiler:
+        traced = cw.cell(state=("h",))(plain)
+        sorted([1])
+    assert traced.name == "plain"
+    profiler.create_stats()
+    # The profiler has gone on to what came after the cell.
+    assert any("sorted" in name for _, _, name in profiler.stats)
+
+
+def plain(x, h, W, U):
+    """Plain. Nobody 2000."""
+    h = tanh(W.h @ x + U.h @ h)
+    return next_state(h=h)

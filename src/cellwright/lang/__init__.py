@@ -2,6 +2,7 @@
 
 from cellwright.lang.functions import (
     abs,
+    cos,
     exp,
     layer_norm,
     log,
@@ -11,6 +12,7 @@ from cellwright.lang.functions import (
     minimum,
     relu,
     sigmoid,
+    sin,
     softplus,
     sqrt,
     square,
@@ -21,7 +23,7 @@ from cellwright.lang.spec import CellSpec, ParameterSpec, StateSpec
 from cellwright.lang.trace import cell, next_state
 
 __all__ = [
-    "CellSpec", "ParameterSpec", "StateSpec", "abs", "cell", "exp", "layer_norm", "log",
-    "log_sigmoid", "maximum", "mean", "minimum", "next_state", "relu", "sigmoid", "softplus",
+    "CellSpec", "ParameterSpec", "StateSpec", "abs", "cell", "cos", "exp", "layer_norm", "log",
+    "log_sigmoid", "maximum", "mean", "minimum", "next_state", "relu", "sigmoid", "sin", "softplus",
     "sqrt", "square", "tanh", "where",
 ]  # fmt: skip

@@ -208,7 +208,9 @@ def _run(function: Callable[..., Any], arguments: list[Any]) -> tuple[Any, dict[
     except (TypeError, AttributeError) as error:
         raise CellError(f"{_place_of(error, function)}: {_what_went_wrong(error)}") from error
     finally:
-        sys.setprofile(previous)
+        # cProfile's own object is no function to set; it puts itself back.
+        put_back = getattr(previous, "enable", None)
+        put_back() if put_back else sys.setprofile(previous)
     return returned, {key: each for key, each in captured.items() if isinstance(each, Symbol)}
 
 

@@ -34,6 +34,7 @@ _BUILT_IN = {
     "temporal-order": "temporal_order:temporal_order",
     "copying": "copying:copying",
     "long-lag": "long_lag:long_lag",
+    "double-pole": "double_pole:double_pole",
 }
 GROUP = "cellwright.tasks"
 """The entry point group in which another package names its tasks."""

@@ -10,7 +10,7 @@ import pytest
 from llvmlite import ir
 
 from cellwright.engines.cpu import jit
-from cellwright.engines.cpu.functions import OPERATIONS
+from cellwright.engines.cpu.functions import LARGEST_ANGLE, OPERATIONS
 from cellwright.engines.cpu.ops import I64, POINTER, Emitter, Lanes
 from cellwright.ir import TABLE
 
@@ -64,11 +64,18 @@ def assert_same(found, expected, given):
     assert not len(wrong), f"(given, found, expected): {shown}"
 
 
+def angular(function, x):
+    """Of angles that were float32; NaN where they are beyond the range."""
+    return np.where(np.abs(x) <= LARGEST_ANGLE["float32"], function(x), np.nan)
+
+
 EXACT = {
     "exp": np.exp,
     "log": np.log,
     "sqrt": np.sqrt,
     "tanh": np.tanh,
+    "sin": lambda x: angular(np.sin, x),
+    "cos": lambda x: angular(np.cos, x),
     "sigmoid": lambda x: np.where(x < 0, np.exp(x) / (1 + np.exp(x)), 1 / (1 + np.exp(-x))),
     "softplus": lambda x: np.maximum(x, 0) + np.log1p(np.exp(-np.abs(x))),
     "log_sigmoid": lambda x: np.minimum(x, 0) - np.log1p(np.exp(-np.abs(x))),
@@ -78,6 +85,8 @@ EXACT_MP = {
     "log": mpmath.log,
     "sqrt": mpmath.sqrt,
     "tanh": mpmath.tanh,
+    "sin": mpmath.sin,
+    "cos": mpmath.cos,
     "sigmoid": lambda x: 1 / (1 + mpmath.exp(-x)),
     "softplus": lambda x: max(x, 0) + mpmath.log1p(mpmath.exp(-abs(x))),
     "log_sigmoid": lambda x: min(x, 0) - mpmath.log1p(mpmath.exp(-abs(x))),
@@ -128,6 +137,12 @@ def double_values(name):
     parts += [1.0 + draws.standard_normal(300) * 1e-4, draws.uniform(-745.2, -707.0, 300)]
     parts += [draws.uniform(-0.8, 0.8, 1000), draws.uniform(700.0, 710.0, 200)]
     x = np.concatenate(parts)
+    if name in ("sin", "cos"):
+        # Near zeros of both, where the distance to a multiple of pi / 2 is all that counts.
+        quarters = draws.integers(1, 600_000, 1000) * (math.pi / 2)
+        parts += [quarters, quarters * (1 + draws.standard_normal(1000) * 1e-12)]
+        x = np.concatenate(parts)
+        return x[np.abs(x) <= LARGEST_ANGLE["float64"]]
     return np.abs(x) if name in ("log", "sqrt") else x
 
 
@@ -157,6 +172,8 @@ RIGHT = {  # of 0, -0, inf, -inf, NaN, 1e30, -1e30
     "sigmoid": [0.5, 0.5, 1.0, 0.0, nan, 1.0, 0.0],
     "softplus": [math.log(2), math.log(2), inf, 0.0, nan, LARGE, 0.0],
     "log_sigmoid": [-math.log(2), -math.log(2), 0.0, -inf, nan, 0.0, -LARGE],
+    "sin": [0.0, -0.0, nan, nan, nan, nan, nan],
+    "cos": [1.0, 1.0, nan, nan, nan, nan, nan],
     "relu": [0.0, 0.0, inf, 0.0, nan, LARGE, 0.0],
     "abs": [0.0, 0.0, inf, inf, nan, LARGE, LARGE],
     "neg": [-0.0, 0.0, -inf, inf, nan, -LARGE, LARGE],
@@ -186,6 +203,8 @@ def test_numbers_below_the_normal_ones(dtype):
     smallest = np.finfo(dtype).smallest_subnormal
     x = np.array([smallest, -smallest, 3 * smallest, np.finfo(dtype).tiny / 3], dtype)
     assert_same(apply("tanh", x), x, [x])  # tanh(v) is v there, to the last bit
+    assert_same(apply("sin", x), x, [x])
+    assert_same(apply("cos", x), np.ones_like(x), [x])
     assert_same(apply("add", x, x), x + x, [x, x])
     assert_same(apply("mul", x, np.full_like(x, 0.5)), x * dtype(0.5), [x])
     assert_same(apply("exp", x), np.ones_like(x), [x])
@@ -212,6 +231,28 @@ def test_the_far_tails_of_sigmoid(dtype):
     beyond = np.array([lowest - 10.0, -1e4, -1e30], dtype)
     assert_same(apply("sigmoid", beyond), np.zeros_like(beyond), [beyond])
     assert_same(apply("sigmoid", -x[x < -40]), np.ones_like(x[x < -40]), [x])
+
+
+@both
+def test_angles_near_the_zeros_of_sine_and_cosine(dtype):
+    """The number nearest to each of many multiples of pi / 2: the rest has to have all its bits."""
+    limit = LARGEST_ANGLE[np.dtype(dtype).name]
+    quarters = np.unique(np.geomspace(1, limit / 1.5708, 3000).astype(int))
+    with mpmath.workprec(300):
+        x = np.array([float(mpmath.pi / 2 * int(n)) for n in quarters], dtype)
+        for name in ("sin", "cos"):
+            for given, value in zip(x, apply(name, x), strict=True):
+                exact = EXACT_MP[name](mpmath.mpf(float(given)))
+                unit = np.spacing(np.abs(dtype(float(exact))))
+                assert abs(mpmath.mpf(float(value)) - exact) <= ULPS * unit
+
+
+@both
+def test_angles_end_where_they_are_said_to(dtype):
+    limit = dtype(LARGEST_ANGLE[np.dtype(dtype).name])
+    x = np.array([limit, -limit, np.nextafter(limit, dtype(inf)), -np.nextafter(limit, dtype(inf))])
+    for name in ("sin", "cos"):
+        assert np.isfinite(apply(name, x)).tolist() == [True, True, False, False]
 
 
 BINARY = {

@@ -12,6 +12,7 @@ from lang.programs import cell_of, programs
 import cellwright as cw
 from cellwright.lang import (
     abs,
+    cos,
     exp,
     layer_norm,
     log,
@@ -22,6 +23,7 @@ from cellwright.lang import (
     next_state,
     relu,
     sigmoid,
+    sin,
     softplus,
     sqrt,
     square,
@@ -138,7 +140,7 @@ def more_cells():
     def every_function(x, h, W, U, b):
         a = W @ x + U @ h + b
         n = softplus(a) * log_sigmoid(-h) + log(1.5 + tanh(a)) + exp(tanh(h)) - abs(a) / 3
-        return next_state(h=tanh(n + sqrt(1.0 + square(a)) - relu(a)))
+        return next_state(h=tanh(n + sqrt(1.0 + square(a)) - relu(a)) * sin(3 * a) + cos(h))
 
     return {spec.name: spec for spec in locals().values() if isinstance(spec, cw.CellSpec)}
 

@@ -1,8 +1,9 @@
 """Elementary functions, lane by lane: the same polynomials on every processor.
 
 Each is within 3 units in the last place of the exact value over the whole range, right at zeros,
-infinities, NaN and for denormal numbers. No fast-math: what is written is what is computed.
-Polynomials and rational functions are those of S. L. Moshier's Cephes library (exp, log);
+infinities, NaN and for denormal numbers; sin and cos up to `LARGEST_ANGLE`, and NaN beyond it. No
+fast-math: what is written is what is computed.
+Polynomials and rational functions are those of S. L. Moshier's Cephes library (exp, log, sin, cos);
 exp in double precision is the Taylor series, which is enough on its reduced range.
 """
 
@@ -30,6 +31,27 @@ _LOG_DOUBLE_Q = (
     1.0, 1.12873587189167450590e1, 4.52279145837532221105e1, 8.29875266912776603211e1,
     7.11544750618563894466e1, 2.31251620126765340583e1,
 )  # fmt: skip
+_SIN_SINGLE = (-1.9515295891e-4, 8.3321608736e-3, -1.6666654611e-1)
+_COS_SINGLE = (2.443315711809948e-5, -1.388731625493765e-3, 4.166664568298827e-2)
+_SIN_DOUBLE = (
+    1.58962301576546568060e-10, -2.50507477628578072866e-8, 2.75573136213857245213e-6,
+    -1.98412698295895385996e-4, 8.33333333332211858878e-3, -1.66666666666666307295e-1,
+)  # fmt: skip
+_COS_DOUBLE = (
+    -1.13585365213876817300e-11, 2.08757008419747316778e-9, -2.75573141792967388112e-7,
+    2.48015872888517045348e-5, -1.38888888888730564116e-3, 4.16666666666665929218e-2,
+)  # fmt: skip
+# A quarter of a turn in four parts: three so short that their products with the number of
+# quarters are exact, and the rest.
+_QUARTER_SINGLE = (
+    1.5703125, 4.8351287841796875e-4, 3.1385570764541626e-7, 6.07710062827671e-11,
+)  # fmt: skip
+_QUARTER_DOUBLE = (
+    1.5707963267341256, 6.07710049817245e-11, 8.333742917250222e-20, 1.2706558760139879e-29,
+)  # fmt: skip
+
+LARGEST_ANGLE = {"float32": 8192.0, "float64": 1e6}
+"""The largest angle whose sine and cosine are computed, by number format."""
 
 
 def _polynomial(e: Emitter, x: Value, coefficients: tuple[float, ...]) -> Value:
@@ -65,19 +87,24 @@ def exp(e: Emitter, x: Value) -> Value:
 
 def _reduce(e: Emitter, x: Value) -> tuple[Value, Value, Value]:
     """x = n log 2 + rest: n as a number and as an integer, and the rest."""
-    b, double = e.b, e.lanes.double
-    # Adding 1.5 * 2^52 (2^23) leaves the nearest whole number in the lowest bits.
-    shifter = e.splat(6755399441055744.0 if double else 12582912.0)
-    shifted = e.fma(x, e.splat(1.4426950408889634), shifter)
-    n = b.fsub(shifted, shifter)
-    whole = b.sub(b.bitcast(shifted, e.lanes.integers), b.bitcast(shifter, e.lanes.integers))
-    if double:
+    n, whole = _nearest_whole(e, x, 1.4426950408889634)
+    if e.lanes.double:
         rest = e.fma(n, e.splat(-6.93145751953125e-1), x)
         rest = e.fma(n, e.splat(-1.42860682030941723212e-6), rest)
     else:
         rest = e.fma(n, e.splat(-0.693359375), x)
         rest = e.fma(n, e.splat(2.12194440e-4), rest)
     return n, whole, rest
+
+
+def _nearest_whole(e: Emitter, x: Value, factor: float) -> tuple[Value, Value]:
+    """The whole number nearest to x * factor, as a number and as an integer."""
+    b = e.b
+    # Adding 1.5 * 2^52 (2^23) leaves it in the lowest bits.
+    shifter = e.splat(6755399441055744.0 if e.lanes.double else 12582912.0)
+    shifted = e.fma(x, e.splat(factor), shifter)
+    whole = b.sub(b.bitcast(shifted, e.lanes.integers), b.bitcast(shifter, e.lanes.integers))
+    return b.fsub(shifted, shifter), whole
 
 
 def _power(e: Emitter, n: Value) -> Value:
@@ -150,6 +177,42 @@ def log(e: Emitter, x: Value) -> Value:
     return b.select(b.fcmp_unordered("<", x, e.splat(0.0)), nan, value)
 
 
+def sin(e: Emitter, x: Value) -> Value:
+    """Sine of |x|; the sign is put back."""
+    value = _quarters_on(e, _abs(e, x), 0)
+    top = e.b.and_(e.b.bitcast(x, e.lanes.integers), e.integers(-_top_bit(e)))
+    return e.b.bitcast(e.b.xor(e.b.bitcast(value, e.lanes.integers), top), e.lanes.vector)
+
+
+def cos(e: Emitter, x: Value) -> Value:
+    """Sine of |x| and a quarter of a turn."""
+    return _quarters_on(e, _abs(e, x), 1)
+
+
+def _top_bit(e: Emitter) -> int:
+    return 1 << (63 if e.lanes.double else 31)
+
+
+def _quarters_on(e: Emitter, a: Value, quarters: int) -> Value:
+    """sin(a + quarters * pi / 2) for a >= 0, of the rest that the nearest quarter leaves."""
+    b, double = e.b, e.lanes.double
+    n, whole = _nearest_whole(e, a, 0.63661977236758134308)
+    rest = a
+    for part in _QUARTER_DOUBLE if double else _QUARTER_SINGLE:
+        rest = e.fma(n, e.splat(-part), rest)
+    z = b.fmul(rest, rest)
+    sine = e.fma(b.fmul(rest, z), _polynomial(e, z, _SIN_DOUBLE if double else _SIN_SINGLE), rest)
+    cosine = e.fma(z, e.splat(-0.5), e.splat(1.0))
+    cosine = e.fma(b.fmul(z, z), _polynomial(e, z, _COS_DOUBLE if double else _COS_SINGLE), cosine)
+    whole = b.add(whole, e.integers(quarters))
+    odd = b.icmp_signed("==", b.and_(whole, e.integers(1)), e.integers(1))
+    value = b.select(odd, cosine, sine)
+    behind = b.icmp_signed("==", b.and_(whole, e.integers(2)), e.integers(2))
+    value = b.select(behind, b.fneg(value), value)
+    known = b.fcmp_ordered("<=", a, e.splat(LARGEST_ANGLE["float64" if double else "float32"]))
+    return b.select(known, value, e.splat(math.nan))
+
+
 def _log1p(e: Emitter, x: Value) -> Value:
     """log(1 + x) for x in [0, 1], with what rounding 1 + x lost put back."""
     one = e.splat(1.0)
@@ -190,6 +253,8 @@ OPERATIONS: Mapping[str, Callable[..., Value]] = {
     "log": log,
     "sigmoid": sigmoid,
     "tanh": tanh,
+    "sin": sin,
+    "cos": cos,
     "softplus": softplus,
     "log_sigmoid": log_sigmoid,
     "less": _compare("<"),

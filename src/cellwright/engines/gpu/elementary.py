@@ -1,8 +1,9 @@
 """Elementary functions in Triton's language, in float32 and float64; no fast approximations.
 
 Each is within a few units in the last place over the whole range, right at zeros, infinities, NaN
-and for denormal numbers: the formulas and polynomials of the CPU engine's, those of S. L. Moshier's
-Cephes library. Nothing here is called: emitted kernels contain the text of what they use.
+and for denormal numbers (sin and cos: NaN beyond the largest angle): the formulas and polynomials
+of the CPU engine's, those of S. L. Moshier's Cephes library. Nothing here is called: emitted
+kernels contain the text of what they use.
 """
 
 # mypy: disable-error-code="no-untyped-def"
@@ -135,6 +136,68 @@ def log(x):
     value = tl.where(x == float("inf"), x, value)
     value = tl.where(x == 0.0, -float("inf"), value)
     return tl.where((x < 0.0) | (x != x), float("nan"), value)
+
+
+def _quarter_and_rest(a):
+    """a = n pi / 2 + rest for a >= 0: n as an integer, and the rest; products with n are exact."""
+    n = tl.floor(a * 0.63661977236758134308 + 0.5)
+    if a.dtype == tl.float64:
+        rest = a - n * 1.5707963267341256
+        rest = rest - n * 6.07710049817245e-11
+        rest = rest - n * 8.333742917250222e-20
+        rest = rest - n * 1.2706558760139879e-29
+        whole = tl.where(a <= 1e6, n, 0.0).to(tl.int64)
+    else:
+        rest = a - n * 1.5703125
+        rest = rest - n * 4.8351287841796875e-4
+        rest = rest - n * 3.1385570764541626e-7
+        rest = rest - n * 6.07710062827671e-11
+        whole = tl.where(a <= 8192.0, n, 0.0).to(tl.int32)
+    return whole, rest
+
+
+def _sine_and_cosine(r):
+    """Of |r| up to pi / 4."""
+    z = r * r
+    if r.dtype == tl.float64:
+        p = z * 1.58962301576546568060e-10 - 2.50507477628578072866e-8
+        p = p * z + 2.75573136213857245213e-6
+        p = p * z - 1.98412698295895385996e-4
+        p = p * z + 8.33333333332211858878e-3
+        p = p * z - 1.66666666666666307295e-1
+        q = z * -1.13585365213876817300e-11 + 2.08757008419747316778e-9
+        q = q * z - 2.75573141792967388112e-7
+        q = q * z + 2.48015872888517045348e-5
+        q = q * z - 1.38888888888730564116e-3
+        q = q * z + 4.16666666666665929218e-2
+    else:
+        p = z * -1.9515295891e-4 + 8.3321608736e-3
+        p = p * z - 1.6666654611e-1
+        q = z * 2.443315711809948e-5 - 1.388731625493765e-3
+        q = q * z + 4.166664568298827e-2
+    return r * z * p + r, z * z * q + (1.0 - z * 0.5)
+
+
+def _quarters_on(a, quarters):
+    """sin(a + quarters * pi / 2) for a >= 0."""
+    n, rest = _quarter_and_rest(a)
+    sine, cosine = _sine_and_cosine(rest)
+    turned = n + quarters
+    value = tl.where((turned & 1) == 1, cosine, sine)
+    value = tl.where((turned & 2) == 2, -value, value)
+    largest = 1e6 if a.dtype == tl.float64 else 8192.0
+    return tl.where(a <= largest, value, float("nan"))
+
+
+def sin(x):
+    """Sine of |x|; the sign is put back."""
+    size = _quarters_on(tl.abs(x), 0)
+    return tl.where(x == 0.0, x, tl.where(x < 0.0, -size, size))
+
+
+def cos(x):
+    """Sine of |x| and a quarter of a turn."""
+    return _quarters_on(tl.abs(x), 1)
 
 
 def _log1p(x):

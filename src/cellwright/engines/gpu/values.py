@@ -35,6 +35,8 @@ CALLS: Mapping[str, str] = {
     "log": "log({})",
     "sigmoid": "sigmoid({})",
     "tanh": "tanh({})",
+    "sin": "sin({})",
+    "cos": "cos({})",
     "softplus": "softplus({})",
     "log_sigmoid": "log_sigmoid({})",
 }

@@ -28,6 +28,8 @@ FUNCTIONS: Mapping[str, Callable[..., Tensor]] = {
     "relu": torch.relu,
     "exp": torch.exp,
     "log": torch.log,
+    "sin": torch.sin,
+    "cos": torch.cos,
     "log_sigmoid": functional.logsigmoid,
     "softplus": lambda v: -functional.logsigmoid(-v),
     "less": torch.lt,
