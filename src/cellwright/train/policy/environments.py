@@ -21,9 +21,7 @@ if TYPE_CHECKING:
     from gymnasium import Env, Space
     from gymnasium.vector import VectorEnv
 
-NO_GYMNASIUM = (
-    "gymnasium is not installed; install it with: pip install 'cellwright[control]'"
-)
+NO_GYMNASIUM = "gymnasium is not installed; install it with: pip install 'cellwright[control]'"
 
 
 def gymnasium() -> ModuleType:

@@ -7,9 +7,9 @@ import io
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -25,6 +25,7 @@ from cellwright.train.policy.environments import Environments
 from cellwright.train.policy.network import ActorCritic, network_for
 from cellwright.train.policy.objective import Losses, update
 from cellwright.train.policy.rollouts import Collector
+from cellwright.train.policy.scaling import RewardScale
 from cellwright.train.policy.settings import PolicySettings
 
 if TYPE_CHECKING:
@@ -118,10 +119,13 @@ class _Run:
         self.settings, self.folder = settings, folder
         seed_everything(settings.seed, 0)
         self.network = network_for(environments, settings)
+        # Not fused: on a CPU that changes weights without counting it as a change (torch 2.13), and
+        # layer.step goes on with the weights that it has packed.
         self.optimiser = torch.optim.Adam(
-            self.network.parameters(), settings.learning_rate, eps=1e-5, fused=True
+            self.network.parameters(), settings.learning_rate, eps=1e-5
         )
         self.collector = Collector(environments, self.network)
+        self.rewards = RewardScale(settings.num_envs, settings.discount, settings.normalise_rewards)
         self.rows: list[Row] = []
         spec = cells.load(settings.cell)
         self.identity = {
@@ -154,10 +158,11 @@ class _Run:
         """One roll-out and one update."""
         seed_everything(self.settings.seed, number + 1)
         rollout = self.collector.collect(self.settings.rollout_steps)
+        rewards = self.rewards(rollout.rewards, rollout.ended, rollout.counts)
+        rollout = replace(rollout, rewards=rewards)
         progress = number / self.settings.updates
         losses = update(self.network, self.optimiser, rollout, progress, self.settings)
-        if self.settings.normalise:
-            self.network.scale.measure(rollout.observations[rollout.counts])
+        self.network.standardise.measure(rollout.observations[rollout.counts])
         return losses
 
     def _section(self, number: int) -> int:
@@ -174,6 +179,7 @@ class _Run:
                 **self.identity,
                 "updates": number,
                 "network": dict(self.network.state_dict()),
+                "rewards": dict(self.rewards.measured.state_dict()),
                 "optimiser": self.optimiser.state_dict(),
                 "rows": self.rows,
                 "observations": first,
@@ -182,6 +188,7 @@ class _Run:
         return number
 
     def _begin(self, number: int) -> torch.Tensor:
+        self.rewards.restart()
         drawn = np.random.default_rng([self.settings.seed, 3, number]).integers(2**31 - 1)
         return self.collector.begin(int(drawn))
 
@@ -196,6 +203,7 @@ class _Run:
                 )
         try:
             self.network.load_state_dict(found["network"])
+            self.rewards.measured.load_state_dict(found["rewards"])
             self.optimiser.load_state_dict(found["optimiser"])
             self.rows, number = list(found["rows"]), int(found["updates"])
             expected = found["observations"]
@@ -256,9 +264,7 @@ def _progress(
         return
     columns = (TextColumn("update"), MofNCompleteColumn(), BarColumn(bar_width=None))
     shown = TextColumn("{task.fields[shown]}")
-    with Progress(
-        *columns, shown, Remaining(compact=True), console=console, transient=True
-    ) as bar:
+    with Progress(*columns, shown, Remaining(compact=True), console=console, transient=True) as bar:
         task = bar.add_task("", total=updates, completed=done, shown="")
         yield lambda number, rows: bar.update(task, completed=number, shown=_describe(rows))
 

@@ -12,49 +12,11 @@ from cellwright.errors import CellwrightError, UsageError
 from cellwright.nn import Recurrent
 from cellwright.train.policy.actions import Actions, actions_for
 from cellwright.train.policy.environments import Environments
+from cellwright.train.policy.scaling import Standardise
 from cellwright.train.policy.settings import PolicySettings
 
 States = tuple[Any, ...]
 """The states of the recurrent networks: of the policy's, and of the value's if it has its own."""
-
-_FARTHEST = 10.0  # standard deviations from the mean, beyond which an observation counts as there
-
-
-class RunningScale(nn.Module):
-    """Standardise by mean and deviation of all that was measured before."""
-
-    count: Tensor
-    mean: Tensor
-    squares: Tensor
-
-    def __init__(self, features: int):
-        super().__init__()
-        self.register_buffer("count", torch.zeros((), dtype=torch.float64))
-        self.register_buffer("mean", torch.zeros(features, dtype=torch.float64))
-        self.register_buffer("squares", torch.zeros(features, dtype=torch.float64))
-        self._set()
-
-    def _set(self) -> None:
-        variance = self.squares / self.count if self.count > 0 else torch.ones_like(self.squares)
-        self._shift = self.mean.float()
-        self._factor = variance.add(1e-8).rsqrt().float()
-
-    def forward(self, x: Tensor) -> Tensor:
-        return ((x - self._shift) * self._factor).clamp(-_FARTHEST, _FARTHEST)
-
-    def measure(self, x: Tensor) -> None:
-        """Take more rows (N, features) into account: Chan, Golub & LeVeque 1983."""
-        rows = x.double()
-        mean, count, total = rows.mean(0), len(rows), self.count + len(rows)
-        apart = mean - self.mean
-        self.squares += (rows - mean).square().sum(0) + apart.square() * self.count * count / total
-        self.mean += apart * count / total
-        self.count.copy_(total)
-        self._set()
-
-    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
-        super()._load_from_state_dict(*args, **kwargs)
-        self._set()
 
 
 class ActorCritic(nn.Module):
@@ -64,7 +26,7 @@ class ActorCritic(nn.Module):
         features: of an observation.
         actions: of the policy.
         settings: ``cell``, ``hidden_size``, ``num_layers``, ``sizes``, ``layer``, ``shared`` and
-            ``normalise`` are used.
+            ``normalise_observations`` are used.
 
     Shapes:
         observations: (T, B, features); reset: (T, B), True where an episode begins.
@@ -77,24 +39,31 @@ class ActorCritic(nn.Module):
     def __init__(self, features: int, actions: Actions, settings: PolicySettings):
         super().__init__()
         self.features, self.actions = features, actions
-        self.scale = RunningScale(features) if settings.normalise else nn.Identity()
+        self.standardise = Standardise(features, active=settings.normalise_observations)
         spec = cells.load(settings.cell)
-        try:
-            self.recurrent = nn.ModuleList(
-                Recurrent(
-                    spec, features, settings.hidden_size, settings.num_layers,
-                    sizes=settings.sizes, **settings.layer,
-                )
-                for _ in range(1 if settings.shared else 2)
+
+        def make() -> Recurrent:
+            return Recurrent(
+                spec, features, settings.hidden_size, settings.num_layers,
+                sizes=settings.sizes, **settings.layer,
             )  # fmt: skip
+
+        try:
+            self.actor = make()
+            self.critic = None if settings.shared else make()
         except CellwrightError as error:
             raise UsageError(f"--cell {settings.cell}: {error}") from error
-        units = self.recurrent[0].output_size
+        units = self.actor.output_size
         self.policy = nn.Linear(units, actions.outputs)
         self.value = nn.Linear(units, 1)
         for head, gain in ((self.policy, 0.01), (self.value, 1.0)):
             nn.init.orthogonal_(head.weight, gain)
             nn.init.zeros_(head.bias)
+
+    @property
+    def recurrent(self) -> tuple[Recurrent, ...]:
+        """The recurrent networks: the policy's, and the value's if it has its own."""
+        return (self.actor,) if self.critic is None else (self.actor, self.critic)
 
     def check(self, environments: Environments) -> None:
         """Raise `UsageError` for environments with other observations or actions."""
@@ -110,10 +79,8 @@ class ActorCritic(nn.Module):
         """The states before an episode's first step."""
         return tuple(each.initial_state(batch) for each in self.recurrent)
 
-    def forward(
-        self, observations: Tensor, states: States, reset: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        x = self.scale(observations)
+    def forward(self, observations: Tensor, states: States, reset: Tensor) -> tuple[Tensor, Tensor]:
+        x = self.standardise(observations)
         found = [
             layer(x, state, reset=reset)[0]
             for layer, state in zip(self.recurrent, states, strict=True)
@@ -122,7 +89,7 @@ class ActorCritic(nn.Module):
 
     def step(self, observations: Tensor, states: States) -> tuple[Tensor, Tensor, States]:
         """One step of B environments: outputs, values and the states after it."""
-        x = self.scale(observations)
+        x = self.standardise(observations)
         found, after = zip(
             *(each.step(x, state) for each, state in zip(self.recurrent, states, strict=True)),
             strict=True,
@@ -131,11 +98,10 @@ class ActorCritic(nn.Module):
 
     def start(self, states: States, begins: Tensor) -> States:
         """The states, with those of an episode's beginning where ``begins`` (B,) is True."""
+        where, fresh = begins[:, None], self.initial_states(len(begins))
         return tuple(
-            type(state)(
-                *(torch.where(begins[:, None], new, old) for new, old in zip(fresh, state, strict=True))
-            )
-            for fresh, state in zip(self.initial_states(len(begins)), states, strict=True)
+            type(state)(*(torch.where(where, *each) for each in zip(first, state, strict=True)))
+            for first, state in zip(fresh, states, strict=True)
         )
 
 

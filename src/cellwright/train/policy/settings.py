@@ -30,7 +30,9 @@ class PolicySettings:
         layer: other options of the recurrent layer, as ``{"init": "orthogonal"}``; see
             `cellwright.nn.Recurrent`.
         shared: whether policy and value share one recurrent network or have one each.
-        normalise: subtract from observations their running mean, divide by their deviation.
+        normalise_observations: subtract their running mean, divide by their deviation.
+        normalise_rewards: divide by the running deviation of discounted returns, so that values
+            are of order 1 whatever the unit of the rewards.
         num_envs: environments side by side.
         rollout_steps: steps in each environment between two updates.
         total_steps: in all environments together; the part of a roll-out that is left over at
@@ -64,7 +66,8 @@ class PolicySettings:
     sizes: Mapping[str, int] = field(default_factory=dict)
     layer: Mapping[str, Any] = field(default_factory=dict)
     shared: bool = False
-    normalise: bool = True
+    normalise_observations: bool = True
+    normalise_rewards: bool = True
     num_envs: int = 8
     rollout_steps: int = 128
     total_steps: int = 1_000_000
@@ -94,7 +97,7 @@ class PolicySettings:
                 raise UsageError(
                     f"{option(name)}: expected a number from 0 to 1, got {getattr(self, name)!r}"
                 )
-        for name in ("shared", "normalise"):
+        for name in ("shared", "normalise_observations", "normalise_rewards"):
             if not isinstance(getattr(self, name), bool):
                 raise UsageError(
                     f"{option(name)}: expected true or false, got {getattr(self, name)!r}"
