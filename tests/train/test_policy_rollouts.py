@@ -6,11 +6,11 @@ import torch
 
 pytest.importorskip("gymnasium", reason="gymnasium is not installed")
 
-from train.policy_cases import MODES, Recall, Scripted, vector  # noqa: E402
+from train.policy_cases import MODES, Recall, Scripted, vector
 
-from cellwright.train.policy import actions, advantages, environments, network  # noqa: E402
-from cellwright.train.policy.rollouts import Collector  # noqa: E402
-from cellwright.train.policy.settings import PolicySettings  # noqa: E402
+from cellwright.train.policy import actions, advantages, environments, network
+from cellwright.train.policy.rollouts import Collector
+from cellwright.train.policy.settings import PolicySettings
 
 
 def collector_for(*makes, mode="same step", **changes):
