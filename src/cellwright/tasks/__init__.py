@@ -20,6 +20,7 @@ __all__ = ["get", "is_reference", "names"]
 
 # name of the task -> "module:attribute"
 _BUILT_IN = {
+    "cart-pole": "cart_pole:cart_pole",
     "japanese-vowels": "japanese_vowels:japanese_vowels",
     "jsb-chorales": "jsb_chorales:jsb_chorales",
     "odyssey": "jsb_chorales:odyssey",

@@ -8,9 +8,7 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
 
 from cellwright.errors import UsageError
-from cellwright.train.settings import _check_number as check_number
-from cellwright.train.settings import _check_whole as check_whole
-from cellwright.train.settings import check_engine, option
+from cellwright.train.settings import check_engine, check_number, check_whole, option
 
 SCHEDULES = ("linear", "constant")
 # None that draws: an action's probability is to be the same when it is taken and when it is learnt.
