@@ -121,6 +121,7 @@ def test_a_resumed_run_ends_with_the_same_bits(steps, mode, tmp_path):
 
 SCRIPT = f"""
 import os, signal, sys
+from pathlib import Path
 from cellwright.train.policy import environments
 from cellwright.train.policy.learning import learn
 from cellwright.train.policy.settings import PolicySettings

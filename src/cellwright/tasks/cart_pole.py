@@ -23,7 +23,7 @@ EPISODES = 100
 def without_velocities(env: Env) -> Env:
     """CartPole-v1 of which only position and angle are seen."""
     gym = environments.gymnasium()
-    whole = env.observation_space
+    whole: Any = env.observation_space
     space = gym.spaces.Box(whole.low[SEEN], whole.high[SEEN], dtype=np.float32)
     wrapped: Env = gym.wrappers.TransformObservation(env, lambda seen: seen[SEEN], space)
     return wrapped
