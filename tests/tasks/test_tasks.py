@@ -12,6 +12,7 @@ import cellwright.tasks
 from cellwright.errors import CheckpointError, DataError, UsageError
 from cellwright.tasks.long_csv import write_long_csv
 from cellwright.tasks.sources import Source
+from cellwright.tasks.task import Experiment
 from cellwright.tasks.ts_file import write_ts
 from cellwright.train import objectives
 from cellwright.train.series import SeriesSet
@@ -45,8 +46,12 @@ def test_every_task_is_complete(name):
     task = cellwright.tasks.get(name)
     assert task.name == name
     assert task.title and task.source and task.licence
-    assert objectives.get(task.objective.name) is task.objective
-    assert isinstance(task.settings(), Settings)
+    if isinstance(task, Experiment):
+        assert isinstance(task.settings(), task.settings_type)
+        assert task.metric in task.report
+    else:
+        assert objectives.get(task.objective.name) is task.objective
+        assert isinstance(task.settings(), Settings)
     assert task.complete({}) == task.options
     for published in task.published:
         assert published.source

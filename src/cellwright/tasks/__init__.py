@@ -20,7 +20,6 @@ __all__ = ["get", "is_reference", "names"]
 
 # name of the task -> "module:attribute"
 _BUILT_IN = {
-    "cart-pole": "cart_pole:cart_pole",
     "japanese-vowels": "japanese_vowels:japanese_vowels",
     "jsb-chorales": "jsb_chorales:jsb_chorales",
     "odyssey": "jsb_chorales:odyssey",
@@ -35,6 +34,7 @@ _BUILT_IN = {
     "temporal-order": "temporal_order:temporal_order",
     "copying": "copying:copying",
     "long-lag": "long_lag:long_lag",
+    "cart-pole": "cart_pole:cart_pole",
 }
 GROUP = "cellwright.tasks"
 """The entry point group in which another package names its tasks."""
