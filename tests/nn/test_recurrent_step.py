@@ -155,3 +155,31 @@ def test_a_step_of_the_wrong_shape(shape):
         layer.step(randn(*shape))
     for word in ("x_t", "(batch, 3)", str(tuple(shape))):
         assert word in str(caught.value)
+
+
+@pytest.mark.parametrize("optimiser", [torch.optim.Adam, torch.optim.SGD, torch.optim.Adagrad])
+@pytest.mark.parametrize("kind", ["step", "one step of torch's layer", "sequence"])
+def test_what_a_fused_optimiser_does_is_seen(optimiser, kind):
+    if kind == "one step of torch's layer":
+        layer = cw.nn.LSTM(3, 4)
+        twin = cw.nn.LSTM(3, 4)
+    else:
+        layer = cw.nn.Recurrent("lstm", 3, 4)
+        twin = cw.nn.Recurrent("lstm", 3, 4)
+    x = torch.randn(1 if "one" in kind else 5, 2, 3)
+
+    def run(layer):
+        with torch.no_grad():
+            if kind == "step":
+                return layer.step(x[0], layer.initial_state(2))[0]
+            return layer(x)[0]
+
+    update = optimiser(layer.parameters(), lr=0.1, fused=True)
+    for _ in range(3):
+        run(layer), run(layer), run(layer)  # from the second time on, what was prepared runs
+        layer(x)[0].sum().backward()
+        update.step()
+        twin.load_state_dict(layer.state_dict())
+        with cw.engine("reference"):
+            expected = run(twin)
+        assert torch.allclose(run(layer), expected, atol=1e-6)

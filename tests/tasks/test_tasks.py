@@ -48,6 +48,7 @@ def test_every_task_is_complete(name):
     assert task.title and task.source and task.licence
     if isinstance(task, Experiment):
         assert isinstance(task.settings(), task.settings_type)
+        assert task.metric in task.report
     else:
         assert objectives.get(task.objective.name) is task.objective
         assert isinstance(task.settings(), Settings)

@@ -8,6 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+from torch.autograd.graph import increment_version
+from torch.optim import Optimizer
+from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from cellwright.engines import choice
 from cellwright.engines.protocol import PreparedSteps
@@ -21,6 +24,21 @@ Step = Callable[
 ]
 """Output and states after a step of x, states and the layer's parameters as they are registered
 now; None if anything has changed since the step was prepared."""
+
+
+def _count_as_changed(optimiser: Optimizer, arguments: Any, keywords: Any) -> None:
+    """Count what a fused optimiser does to weights as the change that it is.
+
+    torch's other ways to change a tensor in place raise its version; its fused optimisers for
+    the CPU do not (2.13), and prepared steps would go on with the weights of before.
+    """
+    for group in optimiser.param_groups:
+        if group.get("fused"):
+            for each in group["params"]:
+                increment_version(each)
+
+
+register_optimizer_step_post_hook(_count_as_changed)
 
 
 def _guarded(

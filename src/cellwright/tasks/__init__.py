@@ -35,6 +35,7 @@ _BUILT_IN = {
     "copying": "copying:copying",
     "long-lag": "long_lag:long_lag",
     "double-pole": "double_pole:double_pole",
+    "cart-pole": "cart_pole:cart_pole",
 }
 GROUP = "cellwright.tasks"
 """The entry point group in which another package names its tasks."""
