@@ -190,8 +190,8 @@ def _strings(seed: list[int], count: int) -> Sequences:
     objective=NEXT_SYMBOL,
     # 32 times through 256 strings are 8,192 sequences: within the published count.
     defaults={
-        "hidden_size": 16, "learning_rate": 0.01, "schedule": "constant", "batch_size": 2,
-        "epochs": 32, "optimizer": "adam", "layer": {"init": "forget_bias:1"},
+        "hidden_size": 16, "learning_rate": 0.01, "batch_size": 2, "epochs": 32,
+         "optimizer": "adam", "layer": {"init": "forget_bias:1"},
     },
     published=(
         Published(
