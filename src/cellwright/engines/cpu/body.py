@@ -27,7 +27,7 @@ from cellwright.engines.cpu.frame import Frame
 from cellwright.engines.cpu.ops import I1, I8, I32, I64, Lanes, Value
 from cellwright.engines.cpu.product import LINE
 from cellwright.engines.cpu.program import Program, weights_slot
-from cellwright.engines.cpu.targets import Group, find_targets, group
+from cellwright.engines.cpu.targets import Group, Panels, find_targets, group
 from cellwright.engines.cpu.tiles import TILE_ROWS, Tiles
 from cellwright.ir import ONE, Node
 from cellwright.plan import Stage
@@ -63,7 +63,7 @@ def _find_groups(program: Program, lanes: Lanes) -> None:
 
     for index, stage in enumerate(program.stages):
         targets = find_targets(stage, uses, set(program.stores), position)
-        program.groups.append(group(targets, program.sizes, lanes.count))
+        program.groups.append(group(targets, program.sizes, lanes.count, position))
         for number in range(len(program.groups[-1])):
             program.slot(weights_slot(index, number))
     program.plan_words()
@@ -131,7 +131,10 @@ class _Body:
             if size == ONE:
                 self._rows_only(roots, here)
             elif roots:
-                self._blocks(index, size, members, roots, here)
+                blocks = -(-self.program.sizes[size] // self.lanes.count)
+                alone = (Panels(1, 0, 0, blocks),)
+                for panels in members[0][1].panels if members else alone:
+                    self._blocks(index, size, panels, members, roots, here)
 
     def _reduce(self, reductions: list[Node], units: int, done: Sources) -> None:
         """Sums over units: lane by lane through the row, then the lanes in a fixed tree."""
@@ -189,48 +192,48 @@ class _Body:
         self,
         index: int,
         size: str,
+        panels: Panels,
         members: list[tuple[int, Group]],
         roots: list[Node],
         here: Sources,
     ) -> None:
         """Blocks of units: products into tiles, then the equations on them."""
-        e, b, lanes = self.e, self.e.b, self.lanes
-        units = self.program.sizes[size]
+        e, b = self.e, self.e.b
         row_from, row_to = self.frame.row_from, self.frame.row_to
-        per_row = members[0][1].blocks if members else 1
-        step = per_row * lanes.count
-        first, end = self.frame.shared(-(-units // step))
+        first, end = self.frame.shared(panels.count)
         alone = b.icmp_signed("==", b.sub(row_to, row_from), e.i64(1))
         stride = b.select(alone, e.i64(2), e.i64(1)) if members else e.i64(1)
         with self._order(bool(members), (first, end, stride), (row_from, row_to)) as (block, row):
             rows = self.frame.at_most(b.sub(row_to, row), TILE_ROWS)
             paired = b.icmp_signed("<", b.add(block, e.i64(1)), b.select(alone, end, e.i64(0)))
-            for position, (number, members_group) in enumerate(members):
+            for position, (number, group_) in enumerate(members):
                 self.tiles.fill(
-                    index, number, members_group, block, row, rows, paired, position, here
+                    index, number, group_, panels, block, row, rows, paired, position, here
                 )
             # A single row's tile has two rows: its results for this block and for the next.
             lines = b.select(paired, e.i64(2), rows) if members else rows
             with e.loop(e.i64(0), lines) as r:
                 here_row = b.select(paired, row, b.add(row, r)) if members else b.add(row, r)
                 here_block = b.select(paired, b.add(block, r), block) if members else block
-                self._prefetch_operands(members, here, here_row, here_block, -(-units // step))
-                for part in range(per_row):
-                    unit = b.add(b.mul(here_block, e.i64(step)), e.i64(part * lanes.count))
-                    tiles = self.tiles.values(members, r, part)
-                    mask = self.frame.mask(units, step, unit)
+                self._prefetch_operands(members, here, here_row, panels, here_block)
+                for part in range(panels.blocks):
+                    unit = self.tiles.unit(panels, here_block, part)
+                    tiles = self.tiles.values(members, panels, r, part)
+                    mask = self.tiles.mask(size, panels, unit)
                     self._equations(roots, here_row, unit, mask, here, tiles)
 
     def _prefetch_operands(
-        self, members: list[tuple[int, Group]], here: Sources, row: Value, block: Value, blocks: int
-    ) -> None:
+        self, members: list[tuple[int, Group]], here: Sources, row: Value, panels: Panels,
+        block: Value,
+    ) -> None:  # fmt: skip
         """Bring near a part of a row that the products of the following step read; no state."""
         e, b, lanes = self.e, self.e.b, self.lanes
         arrays = {here[each]: each.size for _, g in members for each in g.operands
                   if each in self.program.sources and each not in self.program.stores}  # fmt: skip
+        block = b.add(block, e.i64(panels.before))
         for array, size in arrays.items():
             lines = -(-self.program.sizes[size] * lanes.bytes // LINE)
-            each_block = -(-lines // max(blocks, 1))
+            each_block = -(-lines // sum(run.count for run in members[0][1].panels))
             first = b.mul(block, e.i64(each_block * LINE // lanes.bytes))
             place = e.at(self.frame.base(array), b.add(self.frame.offset(array, row), first))
             for line in range(each_block):

@@ -353,12 +353,13 @@ class Compiled:
                 ]  # fmt: skip
         for number, (copy, weight) in enumerate(zip(self.copies, self._weights, strict=True)):
             place = 1 + fields * number
+            skipped = copy.first * values[place + 1]
             if copy.matrix.blocks == 1:
-                skipped = weight.start * weight.columns * self.width
-                values[place] = bases[weight.tensor] + skipped
+                skipped += weight.start * weight.columns
+                values[place] = bases[weight.tensor] + skipped * self.width
             else:
                 held.append(packing.dense(weights[weight.tensor], weight.start, copy))
-                values[place] = held[-1].data_ptr()
+                values[place] = held[-1].data_ptr() + skipped * self.width
             values[place + 5] = base + copy.begin * self.width
         local["places"] = places
 
