@@ -124,13 +124,15 @@ class _Body:
         if self.program.words[index]:
             self.tiles.convert(index, here)
         wanted = [n for n in stage.nodes if n in self.program.stores and n not in stage.reductions]
+        single = [n for n in wanted if n.size == ONE]
+        if single:
+            self._rows_only(single, here)
+            here |= {each: self.program.stores[each][0] for each in single}
         sizes = dict.fromkeys([g.size for g in groups] + [n.size for n in wanted])
         for size in sizes:
             roots = [n for n in wanted if n.size == size]
             members = [(number, g) for number, g in enumerate(groups) if g.size == size]
-            if size == ONE:
-                self._rows_only(roots, here)
-            elif roots:
+            if roots and size != ONE:
                 blocks = -(-self.program.sizes[size] // self.lanes.count)
                 alone = (Panels(1, 0, 0, blocks),)
                 for panels in members[0][1].panels if members else alone:

@@ -110,6 +110,9 @@ class Compiled:
     def way(self, steps: int, rows: int) -> tuple[int, int]:
         """What is shared out among how many threads: ``threads.ROWS`` or ``threads.SHARES``."""
         team = threads.count()
+        if not self.work:
+            few = rows < 2 * team or rows * steps * self._widest < POINTWISE_ALONE_BELOW
+            return threads.ROWS, 1 if few else team
         if rows * self.work * steps < ALONE_BELOW:
             return threads.ROWS, 1
         if rows >= 2 * team and (rows >= MANY_ROWS * team or self.work < LARGE_WEIGHTS):
