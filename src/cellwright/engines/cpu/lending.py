@@ -46,6 +46,7 @@ class Lender:
         self._lent: dict[int, tuple[object, Bytes]] = {}
         self._returned: deque[Bytes] = deque()
         self._idle: list[Bytes] = []  # the last one came back last
+        self._waiting = 0  # bytes of them
         self._busy = threading.Lock()
 
     def take(self, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
@@ -73,6 +74,7 @@ class Lender:
         with self._busy:
             self._idle.clear()
             self._returned.clear()
+            self._waiting = 0
 
     def _come_back(self, loan: object) -> None:
         self._returned.append(self._lent.pop(id(loan))[1])
@@ -86,9 +88,9 @@ class Lender:
         """Put what has come back to what waits; too much of it goes, the oldest first."""
         while self._returned:
             self._idle.append(self._returned.popleft())
-        excess = sum(each.nbytes for each in self._idle) - IDLE
-        while excess > 0:
-            excess -= self._idle.pop(0).nbytes
+            self._waiting += self._idle[-1].nbytes
+        while self._waiting > IDLE:
+            self._waiting -= self._idle.pop(0).nbytes
 
     def _find(self, size: int) -> Bytes | None:
         """The shortest array that waits and is long enough, but not much too long."""
@@ -100,7 +102,10 @@ class Lender:
             for place, each in enumerate(self._idle):
                 if size <= each.nbytes < least:
                     best, least = place, each.nbytes
-            return self._idle.pop(best) if best >= 0 else None
+            if best < 0:
+                return None
+            self._waiting -= self._idle[best].nbytes
+            return self._idle.pop(best)
         finally:
             self._busy.release()
 

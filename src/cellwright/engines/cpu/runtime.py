@@ -305,8 +305,15 @@ class Compiled:
         return address
 
     def _take_temporaries(self, at: Addresses, rows: int, shares: int) -> None:
-        for _, name, stride in self._temporaries:
-            at[name] = memory.take(name, rows * stride, self.dtype).data_ptr()
+        if self._temporaries:
+            # A line of memory apart: at the same place of a page, they drive each other out of the
+            # processor's caches.
+            line = product.LINE // self.width
+            elements = [rows * stride + line for _, _, stride in self._temporaries]
+            place = memory.take("temporaries", sum(elements), self.dtype).data_ptr()
+            for (_, name, _), taken in zip(self._temporaries, elements, strict=True):
+                at[name] = place
+                place += taken * self.width
         for _, name, stride in self._words:
             at[name] = memory.take(name, shares * rows * stride, self.dtype).data_ptr()
 
