@@ -10,13 +10,13 @@ The generated function, in pseudo-code (``run(arguments, first_row, end_row, sha
                 for up to 48 rows:
                     micro-kernels: weights x operands -> tile
                     for row, for vector of units: the equations, on the tile; store
+            or, without products: for row, for vector of units: the equations; store
             barrier (where shares > 1, and something follows)
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 
 from llvmlite import ir
 
@@ -132,11 +132,12 @@ class _Body:
         for size in sizes:
             roots = [n for n in wanted if n.size == size]
             members = [(number, g) for number, g in enumerate(groups) if g.size == size]
-            if roots and size != ONE:
-                blocks = -(-self.program.sizes[size] // self.lanes.count)
-                alone = (Panels(1, 0, 0, blocks),)
-                for panels in members[0][1].panels if members else alone:
-                    self._blocks(index, size, panels, members, roots, here)
+            if not roots or size == ONE:
+                continue
+            for panels in members[0][1].panels if members else ():
+                self._blocks(index, size, panels, members, roots, here)
+            if not members:
+                self._units(size, roots, here)
 
     def _reduce(self, reductions: list[Node], units: int, done: Sources) -> None:
         """Sums over units: lane by lane through the row, then the lanes in a fixed tree."""
@@ -190,6 +191,16 @@ class _Body:
                     else:
                         e.store(value, e.at(self.frame.base(array), offset))
 
+    def _units(self, size: str, roots: list[Node], here: Sources) -> None:
+        """Equations without products, row by row: memory is read in its order."""
+        e, b, lanes = self.e, self.e.b, self.lanes
+        units = self.program.sizes[size]
+        first, end = self.frame.shared(-(-units // lanes.count))
+        with e.loop(self.frame.row_from, self.frame.row_to) as row, e.loop(first, end) as block:
+            unit = b.mul(block, e.i64(lanes.count))
+            mask = self.frame.mask(units, lanes.count, unit)
+            self._equations(roots, row, unit, mask, here, {})
+
     def _blocks(
         self,
         index: int,
@@ -204,8 +215,8 @@ class _Body:
         row_from, row_to = self.frame.row_from, self.frame.row_to
         first, end = self.frame.shared(panels.count)
         alone = b.icmp_signed("==", b.sub(row_to, row_from), e.i64(1))
-        stride = b.select(alone, e.i64(2), e.i64(1)) if members else e.i64(1)
-        with self._order(bool(members), (first, end, stride), (row_from, row_to)) as (block, row):
+        stride = b.select(alone, e.i64(2), e.i64(1))
+        with e.loop(first, end, stride) as block, e.loop(row_from, row_to, TILE_ROWS) as row:
             rows = self.frame.at_most(b.sub(row_to, row), TILE_ROWS)
             paired = b.icmp_signed("<", b.add(block, e.i64(1)), b.select(alone, end, e.i64(0)))
             for position, (number, group_) in enumerate(members):
@@ -213,10 +224,9 @@ class _Body:
                     index, number, group_, panels, block, row, rows, paired, position, here
                 )
             # A single row's tile has two rows: its results for this block and for the next.
-            lines = b.select(paired, e.i64(2), rows) if members else rows
-            with e.loop(e.i64(0), lines) as r:
-                here_row = b.select(paired, row, b.add(row, r)) if members else b.add(row, r)
-                here_block = b.select(paired, b.add(block, r), block) if members else block
+            with e.loop(e.i64(0), b.select(paired, e.i64(2), rows)) as r:
+                here_row = b.select(paired, row, b.add(row, r))
+                here_block = b.select(paired, b.add(block, r), block)
                 self._prefetch_operands(members, here, here_row, panels, here_block)
                 for part in range(panels.blocks):
                     unit = self.tiles.unit(panels, here_block, part)
@@ -240,19 +250,6 @@ class _Body:
             place = e.at(self.frame.base(array), b.add(self.frame.offset(array, row), first))
             for line in range(each_block):
                 self.frame.prefetch(array, e.at(place, e.i64(line * LINE // lanes.bytes)))
-
-    @contextmanager
-    def _order(
-        self, weights: bool, blocks: tuple[Value, Value, Value], rows: tuple[Value, Value]
-    ) -> Iterator[tuple[Value, Value]]:
-        """Loops over blocks of units and over rows: weights stay near, else what rows share."""
-        e = self.e
-        if weights:
-            with e.loop(*blocks) as block, e.loop(*rows, TILE_ROWS) as row:
-                yield block, row
-        else:
-            with e.loop(*rows, TILE_ROWS) as row, e.loop(*blocks) as block:
-                yield block, row
 
     def _equations(
         self, roots: list[Node], row: Value, unit: Value, mask: Value | None, here: Sources,
