@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-ROOM = 1 << 23
+ROOM = 1 << 22
 """Bytes of working memory that a span may take."""
 
 LEAST_ROWS = 512

@@ -32,7 +32,7 @@ class _Call:
     """One call of a micro-kernel for each block of rows.
 
     Attributes:
-        array, k: its left side.
+        array, first, k: its left side, the first of its numbers in a row, and how many.
         vectors: of its panel.
         begin: first weight inside of the group's panel.
         column: of the tile where its sums begin.
@@ -40,6 +40,7 @@ class _Call:
     """
 
     array: Array
+    first: int
     k: int
     vectors: int
     begin: int
@@ -111,9 +112,8 @@ class Tiles:
                 following = e.at(panel, e.i64(panels.blocks * per_vector))
                 for n, call in enumerate(calls):
                     kernel = declare_pair(self.frame.module, call.vectors, lanes.double, bf16)
-                    offset = self.frame.offset(call.array, row)
                     b.call(kernel, [
-                        e.i64(call.k), e.at(self.frame.base(call.array), offset),
+                        e.i64(call.k), self._left(call, row),
                         e.at(panel, e.i64(call.begin)), e.at(following, e.i64(call.begin)),
                         e.at(self._tiles[position], e.i64(call.column)),
                         e.i64(self.stride), ir.Constant(I32, 1 if n or started else 0),
@@ -137,13 +137,20 @@ class Tiles:
             if words is None:
                 operands = merged_operands(segment.operands, here, self.frame.program.sizes)
             else:
-                operands = [(words.moved(done), sum(widths[each] for each in segment.operands))]
+                operands = [(words, sum(widths[each] for each in segment.operands))]
             for array, k in operands:
                 column = segment.first * panels.blocks * lanes
-                calls.append(_Call(array, k, vectors, begin, column, done))
+                first = 0 if words is None else done
+                calls.append(_Call(array, first, k, vectors, begin, column, done))
                 begin += k * vectors * lanes
                 done += k
         return calls
+
+    def _left(self, call: _Call, row: Value) -> Value:
+        """Address of what a call reads of a row."""
+        offset = self.frame.offset(call.array, row)
+        offset = self.frame.e.b.add(offset, self.frame.e.i64(call.first))
+        return self.frame.e.at(self.frame.base(call.array), offset)
 
     def convert(self, index: int, here: Sources) -> None:
         """Put what the products of a stage read into words; each share does so for itself."""
@@ -213,11 +220,10 @@ class Tiles:
                 passed = b.mul(b.sdiv(r, e.i64(ROW_BLOCKS[0])), e.i64(depth * line))
                 tile = e.at(self._tiles[position], b.mul(r, e.i64(self.stride)))
                 for n, call in enumerate(calls):
-                    base = self.frame.base(call.array)
-                    offset = self.frame.offset(call.array, b.add(row, r))
+                    left = self._left(call, b.add(row, r))
                     width = call.vectors * self.frame.lanes.count
                     call_by_rows(e, count, call.vectors, [
-                        e.i64(call.k), e.at(base, offset), e.i64(call.array.stride), e.i64(1),
+                        e.i64(call.k), left, e.i64(call.array.stride), e.i64(1),
                         e.at(panel, e.i64(call.begin)), e.i64(width),
                         e.at(tile, e.i64(call.column)), e.i64(self.stride),
                         ir.Constant(I32, 1 if n or started else 0),
