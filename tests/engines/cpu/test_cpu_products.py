@@ -13,10 +13,10 @@ from cellwright.plan import StepOptions
 
 DTYPES = [torch.float32, torch.float64]
 both = pytest.mark.parametrize("dtype", DTYPES, ids=str)
-# Rows by 6, 4, 3, 2 and 1; columns in panels of four vectors of 16 or 8; k in blocks of 512.
+# Rows by 6, 4, 3, 2 and 1; columns in panels of four vectors of 16 or 8; k in blocks of 192.
 SIZES = [
     (1, 1, 1), (5, 3, 7), (2, 17, 1), (6, 64, 512), (7, 65, 513), (13, 130, 1100), (8, 31, 3),
-    (25, 129, 40), (4, 128, 1024), (11, 9, 511),
+    (25, 129, 40), (4, 128, 1024), (11, 9, 511), (6, 70, 192), (7, 33, 193), (5, 16, 383),
 ]  # fmt: skip
 
 

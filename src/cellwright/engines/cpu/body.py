@@ -245,7 +245,7 @@ class _Body:
         block = b.add(block, e.i64(panels.before))
         for array, size in arrays.items():
             lines = -(-self.program.sizes[size] * lanes.bytes // LINE)
-            each_block = -(-lines // sum(run.count for run in members[0][1].panels))
+            each_block = -(-lines // max(sum(run.count for run in members[0][1].panels), 1))
             first = b.mul(block, e.i64(each_block * LINE // lanes.bytes))
             place = e.at(self.frame.base(array), b.add(self.frame.offset(array, row), first))
             for line in range(each_block):

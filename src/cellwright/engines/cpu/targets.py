@@ -288,6 +288,8 @@ def _panels(vectors: int, targets: int) -> tuple[Panels, ...]:
     They are as few as can be and alike: nine vectors are three panels of three rather than two of
     four and one.
     """
+    if vectors == 0:
+        return (Panels(1, 0, 0, 0),)
     count = -(-vectors // (VECTORS // targets))
     narrow, wider = divmod(vectors, count)
     widths = [narrow + 1] * wider + [narrow] * (count - wider)
