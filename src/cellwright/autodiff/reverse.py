@@ -51,7 +51,13 @@ def _reachable(order: Sequence[Node], wrt: Sequence[Node]) -> set[Node]:
 
 def _accumulate(cotangents: dict[Node, Node], target: Node, contribution: Node) -> None:
     held = cotangents.get(target)
-    cotangents[target] = contribution if held is None else held + contribution
+    if held is None:
+        cotangents[target] = contribution
+    elif held.op == contribution.op == "sum" and held.inputs[0].type == contribution.inputs[0].type:
+        # One sum over the units rather than two.
+        cotangents[target] = apply("sum", held.inputs[0] + contribution.inputs[0])
+    else:
+        cotangents[target] = held + contribution
 
 
 def _unbroadcast(contribution: Node, source: Node) -> Node:

@@ -18,6 +18,7 @@ from cellwright.engines.cpu import (
     CpuEngine,
     backward_pass,
     images,
+    lending,
     memory,
     pages,
     population,
@@ -107,12 +108,14 @@ def guarded(kind=Guards):
         module.torch = guards
     kept = dict(memory.memory._held)
     memory.memory._held.clear()
+    lending.lender.clear()
     try:
         yield guards
         guards.check()
     finally:
         for module in modules:
             module.torch = torch
+        lending.lender.clear()
         memory.memory._held.clear()
         memory.memory._held.update(kept)
 

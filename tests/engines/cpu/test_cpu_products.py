@@ -13,10 +13,10 @@ from cellwright.plan import StepOptions
 
 DTYPES = [torch.float32, torch.float64]
 both = pytest.mark.parametrize("dtype", DTYPES, ids=str)
-# Rows by 6, 4, 3, 2 and 1; columns in panels of four vectors of 16 or 8; k in blocks of 512.
+# Rows by 6, 4, 3, 2 and 1; columns in panels of four vectors of 16 or 8; k in blocks of 192.
 SIZES = [
     (1, 1, 1), (5, 3, 7), (2, 17, 1), (6, 64, 512), (7, 65, 513), (13, 130, 1100), (8, 31, 3),
-    (25, 129, 40), (4, 128, 1024), (11, 9, 511),
+    (25, 129, 40), (4, 128, 1024), (11, 9, 511), (6, 70, 192), (7, 33, 193), (5, 16, 383),
 ]  # fmt: skip
 
 
@@ -173,26 +173,35 @@ def test_no_jobs_are_no_work(monkeypatch):
 
 
 def packed_by_hand(compiled, weights, lanes):
-    """For each block of units and each column: the vectors of all targets, one after the other."""
+    """For each panel, operand and column: the vectors of all targets that read the operand."""
     numbers = []
+    sizes = compiled.program.sizes
     for members in (group for groups in compiled.program.groups for group in groups):
-        sizes = compiled.program.sizes
-        units, step = sizes[members.size], members.blocks * lanes
-        rows = []
-        for target in members.targets:
-            parts = []
-            for product in target.products:
-                matrix = weights[product.inputs[0].attribute("name")]
-                blocks = matrix.chunk(product.inputs[0].matrix.blocks)
-                matrix = torch.block_diag(*blocks)
-                parts.append(matrix if product.op == "matvec" else matrix.T)
-            padded = torch.zeros(-(-units // step) * step, sum(p.shape[1] for p in parts))
-            padded[:units] = torch.cat(parts, dim=1)
-            rows.append(padded)
-        whole = torch.stack(rows)  # target, unit, column
-        for start in range(0, whole.shape[1], step):
-            numbers.append(whole[:, start : start + step].permute(2, 0, 1).reshape(-1))
+        widths = [run.blocks for run in members.panels for _ in range(run.count)]
+        units = sum(widths) * lanes
+        assert 0 <= units - sizes[members.size] < lanes, "no vector of a panel is left empty"
+        matrices = {
+            product: padded(product, weights, units)
+            for target in members.targets
+            for product in target.products
+        }
+        first = 0
+        for width in widths:
+            stop = first + width * lanes
+            for operand in members.operands:
+                reading = [p for t in members.targets for p in t.products if p.inputs[1] == operand]
+                columns = torch.stack([matrices[p][first:stop] for p in reading])
+                numbers.append(columns.permute(2, 0, 1).reshape(-1))
+            first = stop
     return torch.cat(numbers)
+
+
+def padded(product, weights, units):
+    """A product's matrix, with all of its zeros, and zeros for units behind the last."""
+    matrix = weights[product.inputs[0].attribute("name")]
+    matrix = torch.block_diag(*matrix.chunk(product.inputs[0].matrix.blocks))
+    matrix = matrix if product.op == "matvec" else matrix.T
+    return torch.cat([matrix, torch.zeros(units - len(matrix), matrix.shape[1])])
 
 
 @pytest.mark.parametrize("team", [1, 3])
@@ -200,7 +209,7 @@ def packed_by_hand(compiled, weights, lanes):
 @pytest.mark.parametrize(
     "name, heads, hidden",
     [("elman", 1, 5), ("gru_v1", 1, 33), ("lstm_projection", 1, 16), ("lstm", 2, 20),
-     ("lstm", 1, 170)],
+     ("lstm", 1, 170), ("gru", 1, 40), ("odyssey_fgr", 1, 24), ("mgu", 1, 140)],
     ids=str,
 )  # fmt: skip
 def test_packing(name, heads, hidden, dtype, team):

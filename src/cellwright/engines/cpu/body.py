@@ -10,13 +10,13 @@ The generated function, in pseudo-code (``run(arguments, first_row, end_row, sha
                 for up to 48 rows:
                     micro-kernels: weights x operands -> tile
                     for row, for vector of units: the equations, on the tile; store
+            or, without products: for row, for vector of units: the equations; store
             barrier (where shares > 1, and something follows)
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 
 from llvmlite import ir
 
@@ -27,7 +27,7 @@ from cellwright.engines.cpu.frame import Frame
 from cellwright.engines.cpu.ops import I1, I8, I32, I64, Lanes, Value
 from cellwright.engines.cpu.product import LINE
 from cellwright.engines.cpu.program import Program, weights_slot
-from cellwright.engines.cpu.targets import Group, find_targets, group
+from cellwright.engines.cpu.targets import Group, Panels, find_targets, group
 from cellwright.engines.cpu.tiles import TILE_ROWS, Tiles
 from cellwright.ir import ONE, Node
 from cellwright.plan import Stage
@@ -63,7 +63,7 @@ def _find_groups(program: Program, lanes: Lanes) -> None:
 
     for index, stage in enumerate(program.stages):
         targets = find_targets(stage, uses, set(program.stores), position)
-        program.groups.append(group(targets, program.sizes, lanes.count))
+        program.groups.append(group(targets, program.sizes, lanes.count, position))
         for number in range(len(program.groups[-1])):
             program.slot(weights_slot(index, number))
     program.plan_words()
@@ -124,14 +124,20 @@ class _Body:
         if self.program.words[index]:
             self.tiles.convert(index, here)
         wanted = [n for n in stage.nodes if n in self.program.stores and n not in stage.reductions]
+        single = [n for n in wanted if n.size == ONE]
+        if single:
+            self._rows_only(single, here)
+            here |= {each: self.program.stores[each][0] for each in single}
         sizes = dict.fromkeys([g.size for g in groups] + [n.size for n in wanted])
         for size in sizes:
             roots = [n for n in wanted if n.size == size]
             members = [(number, g) for number, g in enumerate(groups) if g.size == size]
-            if size == ONE:
-                self._rows_only(roots, here)
-            elif roots:
-                self._blocks(index, size, members, roots, here)
+            if not roots or size == ONE:
+                continue
+            for panels in members[0][1].panels if members else ():
+                self._blocks(index, size, panels, members, roots, here)
+            if not members:
+                self._units(size, roots, here)
 
     def _reduce(self, reductions: list[Node], units: int, done: Sources) -> None:
         """Sums over units: lane by lane through the row, then the lanes in a fixed tree."""
@@ -185,69 +191,65 @@ class _Body:
                     else:
                         e.store(value, e.at(self.frame.base(array), offset))
 
+    def _units(self, size: str, roots: list[Node], here: Sources) -> None:
+        """Equations without products, row by row: memory is read in its order."""
+        e, b, lanes = self.e, self.e.b, self.lanes
+        units = self.program.sizes[size]
+        first, end = self.frame.shared(-(-units // lanes.count))
+        with e.loop(self.frame.row_from, self.frame.row_to) as row, e.loop(first, end) as block:
+            unit = b.mul(block, e.i64(lanes.count))
+            mask = self.frame.mask(units, lanes.count, unit)
+            self._equations(roots, row, unit, mask, here, {})
+
     def _blocks(
         self,
         index: int,
         size: str,
+        panels: Panels,
         members: list[tuple[int, Group]],
         roots: list[Node],
         here: Sources,
     ) -> None:
         """Blocks of units: products into tiles, then the equations on them."""
-        e, b, lanes = self.e, self.e.b, self.lanes
-        units = self.program.sizes[size]
+        e, b = self.e, self.e.b
         row_from, row_to = self.frame.row_from, self.frame.row_to
-        per_row = members[0][1].blocks if members else 1
-        step = per_row * lanes.count
-        first, end = self.frame.shared(-(-units // step))
+        first, end = self.frame.shared(panels.count)
         alone = b.icmp_signed("==", b.sub(row_to, row_from), e.i64(1))
-        stride = b.select(alone, e.i64(2), e.i64(1)) if members else e.i64(1)
-        with self._order(bool(members), (first, end, stride), (row_from, row_to)) as (block, row):
+        stride = b.select(alone, e.i64(2), e.i64(1))
+        with e.loop(first, end, stride) as block, e.loop(row_from, row_to, TILE_ROWS) as row:
             rows = self.frame.at_most(b.sub(row_to, row), TILE_ROWS)
             paired = b.icmp_signed("<", b.add(block, e.i64(1)), b.select(alone, end, e.i64(0)))
-            for position, (number, members_group) in enumerate(members):
+            for position, (number, group_) in enumerate(members):
                 self.tiles.fill(
-                    index, number, members_group, block, row, rows, paired, position, here
+                    index, number, group_, panels, block, row, rows, paired, position, here
                 )
             # A single row's tile has two rows: its results for this block and for the next.
-            lines = b.select(paired, e.i64(2), rows) if members else rows
-            with e.loop(e.i64(0), lines) as r:
-                here_row = b.select(paired, row, b.add(row, r)) if members else b.add(row, r)
-                here_block = b.select(paired, b.add(block, r), block) if members else block
-                self._prefetch_operands(members, here, here_row, here_block, -(-units // step))
-                for part in range(per_row):
-                    unit = b.add(b.mul(here_block, e.i64(step)), e.i64(part * lanes.count))
-                    tiles = self.tiles.values(members, r, part)
-                    mask = self.frame.mask(units, step, unit)
+            with e.loop(e.i64(0), b.select(paired, e.i64(2), rows)) as r:
+                here_row = b.select(paired, row, b.add(row, r))
+                here_block = b.select(paired, b.add(block, r), block)
+                self._prefetch_operands(members, here, here_row, panels, here_block)
+                for part in range(panels.blocks):
+                    unit = self.tiles.unit(panels, here_block, part)
+                    tiles = self.tiles.values(members, panels, r, part)
+                    mask = self.tiles.mask(size, panels, unit)
                     self._equations(roots, here_row, unit, mask, here, tiles)
 
     def _prefetch_operands(
-        self, members: list[tuple[int, Group]], here: Sources, row: Value, block: Value, blocks: int
-    ) -> None:
+        self, members: list[tuple[int, Group]], here: Sources, row: Value, panels: Panels,
+        block: Value,
+    ) -> None:  # fmt: skip
         """Bring near a part of a row that the products of the following step read; no state."""
         e, b, lanes = self.e, self.e.b, self.lanes
         arrays = {here[each]: each.size for _, g in members for each in g.operands
                   if each in self.program.sources and each not in self.program.stores}  # fmt: skip
+        block = b.add(block, e.i64(panels.before))
         for array, size in arrays.items():
             lines = -(-self.program.sizes[size] * lanes.bytes // LINE)
-            each_block = -(-lines // max(blocks, 1))
+            each_block = -(-lines // max(sum(run.count for run in members[0][1].panels), 1))
             first = b.mul(block, e.i64(each_block * LINE // lanes.bytes))
             place = e.at(self.frame.base(array), b.add(self.frame.offset(array, row), first))
             for line in range(each_block):
                 self.frame.prefetch(array, e.at(place, e.i64(line * LINE // lanes.bytes)))
-
-    @contextmanager
-    def _order(
-        self, weights: bool, blocks: tuple[Value, Value, Value], rows: tuple[Value, Value]
-    ) -> Iterator[tuple[Value, Value]]:
-        """Loops over blocks of units and over rows: weights stay near, else what rows share."""
-        e = self.e
-        if weights:
-            with e.loop(*blocks) as block, e.loop(*rows, TILE_ROWS) as row:
-                yield block, row
-        else:
-            with e.loop(*rows, TILE_ROWS) as row, e.loop(*blocks) as block:
-                yield block, row
 
     def _equations(
         self, roots: list[Node], row: Value, unit: Value, mask: Value | None, here: Sources,

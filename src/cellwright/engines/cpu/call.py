@@ -9,6 +9,7 @@ from torch import Tensor
 
 from cellwright.engines.cpu import jit, once
 from cellwright.engines.cpu.kernels import kernels
+from cellwright.engines.cpu.lending import lender
 from cellwright.engines.cpu.memory import memory
 from cellwright.engines.cpu.pages import empty
 from cellwright.engines.cpu.runtime import Compiled
@@ -85,6 +86,11 @@ class BoundCall:
         """Let a slot be new memory for a value of every step."""
         shape = (self.steps, self.rows, self.sizes[node.size])
         return self.put_steps(slot, empty(shape, self.dtype_of(node)))
+
+    def kept(self, slot: str, node: Node) -> Tensor:
+        """The same, for what nobody but the backward pass will see."""
+        shape = (self.steps, self.rows, self.sizes[node.size])
+        return self.put_steps(slot, lender.take(shape, self.dtype_of(node)))
 
     def work(self, slot: str, elements: int, dtype: torch.dtype | None = None) -> Tensor:
         """Let a slot be working memory, with anything in it."""

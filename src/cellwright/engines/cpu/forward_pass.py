@@ -64,7 +64,7 @@ class ForwardPass(BoundCall):
         states = {f"state.{name}": plan.next[name] for name in self.names}
         saved = {**plan.saved, **plan.saved_inputs}
         stay = {"gates": {**states, **saved}, "states": states, "checkpoints": {}}[self.save]
-        self._stay = {slot: self.fresh(slot, node) for slot, node in stay.items()}
+        self._stay = {slot: self.kept(slot, node) for slot, node in stay.items()}
         self._scratch = {s: n for s, n in (states | saved).items() if s not in stay}
         if self.save == "checkpoints":
             self._every = spacing(self.steps)

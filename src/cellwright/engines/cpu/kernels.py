@@ -19,7 +19,7 @@ from cellwright.engines.cpu.sums import emit_sums
 from cellwright.engines.signature import Signature, parse
 from cellwright.ir import INPUT, Matrix, Node
 
-FUSE_FROM = ((300_000, 4), (1 << 25, 10))
+FUSE_FROM = ((350_000, 4), (1 << 25, 10))
 """Bytes of weights of x, and rows a thread from which it pays to read them at every step.
 
 Then nothing is written for all steps at once, which would be read again from memory.

@@ -11,7 +11,10 @@ from cellwright.engines.cpu import bfloat
 from cellwright.engines.cpu.ops import I32, I64, POINTER, Emitter, Lanes, Value
 from cellwright.engines.cpu.product import LINE, ROW_BLOCKS, VECTORS, blocks_end, call_by_rows
 
-K_BLOCK = 512  # elements of A and of B, along k, that are worked on together
+K_BLOCK = 192
+"""Elements of A and of B, along k, that are worked on together: a panel of B, and the lines that a
+tile reads of A, then fit the processor's first cache."""
+
 LEFT_ROWS = 96  # of A that are packed together, a multiple of the tallest tile
 HEAD = 3  # arguments before those of the jobs
 

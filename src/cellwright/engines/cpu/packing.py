@@ -16,7 +16,7 @@ from torch import Tensor
 
 from cellwright.engines.cpu import bfloat
 from cellwright.engines.cpu.ops import I32, I64, POINTER, Emitter, Lanes, Value
-from cellwright.engines.cpu.targets import Group
+from cellwright.engines.cpu.targets import Group, Panels
 from cellwright.ir import Matrix, Node
 
 ARGUMENTS = (
@@ -27,13 +27,15 @@ ARGUMENTS = (
 
 @dataclass(frozen=True)
 class Copy:
-    """One matrix of one target: where its weights go.
+    """Some units of one matrix of one target: where their weights go.
 
     Attributes:
         parameter: its name.
         matrix: its type.
         transposed: the product is with the transposed matrix.
-        units, depth: rows and columns of the (transposed) matrix.
+        rows: of the matrix, whole and not transposed.
+        first, units: of the (transposed) matrix, for panels of one width.
+        depth: columns of the (transposed) matrix.
         begin: first element in the packed memory.
         step: units of a block.
         block_stride, panel_row: elements from block to block, and from one k, or word, to the next.
@@ -43,6 +45,8 @@ class Copy:
     parameter: str
     matrix: Matrix
     transposed: bool
+    rows: int
+    first: int
     units: int
     depth: int
     begin: int
@@ -50,6 +54,14 @@ class Copy:
     block_stride: int
     panel_row: int
     blocks: int
+
+
+def row_counts(members: Group, sizes: Mapping[str, int], bf16: bool) -> dict[Node, int]:
+    """Rows of a group's panels for each operand: columns of a matrix, or words of them."""
+    return {
+        each: bfloat.words(sizes[each.size]) if bf16 else sizes[each.size]
+        for each in members.operands
+    }
 
 
 def plan_copies(
@@ -61,38 +73,36 @@ def plan_copies(
     end = 0
     for members in groups:
         begins.append(end)
-        units = sizes[members.size]
-        step = members.blocks * lanes
-        blocks = -(-units // step)
-        widths = [sizes[operand.size] for operand in members.operands]
-        rows = [bfloat.words(width) if bf16 else width for width in widths]
-        row = len(members.targets) * step
-        for number, target in enumerate(members.targets):
-            start = 0
-            for each, width, taken in zip(target.products, widths, rows, strict=True):
-                copies.append(
-                    _copy(each, units, width, end + start * row + number * step, step,
-                          sum(rows) * row, row, blocks)
-                )  # fmt: skip
-                start += taken
-        end += blocks * sum(rows) * row
+        rows = row_counts(members, sizes, bf16)
+        per_vector = members.per_vector(rows) * lanes
+        for panels in members.panels:
+            begin = end + panels.first * per_vector
+            for segment in members.segments:
+                row = segment.width * panels.blocks * lanes
+                for operand, products in zip(segment.operands, segment.products, strict=True):
+                    for number, product in enumerate(products):
+                        start = begin + number * panels.blocks * lanes
+                        copies.append(
+                            _copy(product, sizes, members.size, panels, lanes, start,
+                                  panels.blocks * per_vector, row)
+                        )  # fmt: skip
+                    begin += rows[operand] * row
+        end += per_vector * sum(panels.blocks * panels.count for panels in members.panels)
     return copies, begins, end
 
 
 def _copy(
-    each: Node,
-    units: int,
-    width: int,
-    begin: int,
-    step: int,
-    block_stride: int,
-    row: int,
-    blocks: int,
-) -> Copy:
-    parameter = each.inputs[0]
+    product: Node, sizes: Mapping[str, int], size: str, panels: Panels, lanes: int, begin: int,
+    block_stride: int, row: int,
+) -> Copy:  # fmt: skip
+    parameter, operand = product.inputs
+    transposed = product.op == "matvec_transposed"
+    first, step = panels.first * lanes, panels.blocks * lanes
+    units, depth = sizes[size], sizes[operand.size]
     return Copy(
-        str(parameter.attribute("name")), parameter.matrix, each.op == "matvec_transposed",
-        units, width, begin, step, block_stride, row, blocks,
+        str(parameter.attribute("name")), parameter.matrix, transposed,
+        depth if transposed else units, first, min(units - first, panels.count * step), depth,
+        begin, step, block_stride, row, panels.count,
     )  # fmt: skip
 
 
@@ -101,8 +111,7 @@ def dense(weight: Tensor, start: int, copy: Copy) -> Tensor:
 
     In front there may be an axis of members.
     """
-    rows = copy.depth if copy.transposed else copy.units
-    blocks = weight.narrow(-2, start, rows).unflatten(-2, (copy.matrix.blocks, -1))
+    blocks = weight.narrow(-2, start, copy.rows).unflatten(-2, (copy.matrix.blocks, -1))
     return torch.diag_embed(blocks.movedim(-3, -1), dim1=-4, dim2=-2).flatten(-4, -3).flatten(-2)
 
 

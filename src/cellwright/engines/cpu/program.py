@@ -62,11 +62,12 @@ class Program:
     def plan_temporaries(self, lanes: int) -> None:
         """Give an array to every value that a later stage reads and that has none yet.
 
-        What is a step away from a value in memory (-a, square(a)) is computed again instead.
+        So has a single number that all units of a row read, which is computed once then. What is a
+        step away from a value in memory (-a, square(a)) is computed again instead.
         """
         multiplied = {each.inputs[1] for stage in self.stages for each in stage.products}
         for stage in self.stages:
-            for each in (*stage.stored, *stage.reductions):
+            for each in (*stage.stored, *stage.reductions, *_single_numbers(stage)):
                 if each in self.stores or (each not in multiplied and self._is_near(each)):
                     continue
                 name = f"temporary.{len(self.temporaries)}"
@@ -95,6 +96,16 @@ class Program:
     def slot(self, name: str) -> int:
         """The place of an argument, new or known."""
         return self.slots.setdefault(name, len(self.slots))
+
+
+def _single_numbers(stage: Stage) -> list[Node]:
+    """What a stage computes once a row, from other numbers of the row, for its units."""
+    read = {source for each in stage.pointwise if each.size != ONE for source in each.inputs}
+    return [
+        each
+        for each in stage.pointwise
+        if each.size == ONE and each in read and TABLE[each.op].cost > 1
+    ]
 
 
 def weights_slot(stage: int, number: int) -> str:

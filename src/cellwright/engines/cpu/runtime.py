@@ -110,6 +110,9 @@ class Compiled:
     def way(self, steps: int, rows: int) -> tuple[int, int]:
         """What is shared out among how many threads: ``threads.ROWS`` or ``threads.SHARES``."""
         team = threads.count()
+        if not self.work:
+            few = rows < 2 * team or rows * steps * self._widest < POINTWISE_ALONE_BELOW
+            return threads.ROWS, 1 if few else team
         if rows * self.work * steps < ALONE_BELOW:
             return threads.ROWS, 1
         if rows >= 2 * team and (rows >= MANY_ROWS * team or self.work < LARGE_WEIGHTS):
@@ -302,8 +305,15 @@ class Compiled:
         return address
 
     def _take_temporaries(self, at: Addresses, rows: int, shares: int) -> None:
-        for _, name, stride in self._temporaries:
-            at[name] = memory.take(name, rows * stride, self.dtype).data_ptr()
+        if self._temporaries:
+            # A line of memory apart: at the same place of a page, they drive each other out of the
+            # processor's caches.
+            line = product.LINE // self.width
+            elements = [rows * stride + line for _, _, stride in self._temporaries]
+            place = memory.take("temporaries", sum(elements), self.dtype).data_ptr()
+            for (_, name, _), taken in zip(self._temporaries, elements, strict=True):
+                at[name] = place
+                place += taken * self.width
         for _, name, stride in self._words:
             at[name] = memory.take(name, shares * rows * stride, self.dtype).data_ptr()
 
@@ -353,12 +363,13 @@ class Compiled:
                 ]  # fmt: skip
         for number, (copy, weight) in enumerate(zip(self.copies, self._weights, strict=True)):
             place = 1 + fields * number
+            skipped = copy.first * values[place + 1]
             if copy.matrix.blocks == 1:
-                skipped = weight.start * weight.columns * self.width
-                values[place] = bases[weight.tensor] + skipped
+                skipped += weight.start * weight.columns
+                values[place] = bases[weight.tensor] + skipped * self.width
             else:
                 held.append(packing.dense(weights[weight.tensor], weight.start, copy))
-                values[place] = held[-1].data_ptr()
+                values[place] = held[-1].data_ptr() + skipped * self.width
             values[place + 5] = base + copy.begin * self.width
         local["places"] = places
 

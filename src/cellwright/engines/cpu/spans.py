@@ -9,12 +9,10 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from cellwright.engines.cpu.outer import K_BLOCK
-
 ROOM = 1 << 22
 """Bytes of working memory that a span may take."""
 
-LEAST_ROWS = K_BLOCK
+LEAST_ROWS = 512
 """Rows (steps x sequences) of a span, however much memory they take: fewer would have to read and
 write the gradients of the matrices too often."""
 

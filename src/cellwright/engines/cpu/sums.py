@@ -12,6 +12,10 @@ from cellwright.ir import Node
 
 SUM_ROWS = 64
 
+SIDE_BY_SIDE, HELD = 4, 8
+"""Vectors of units that are added up together, so that what is read of a row is a piece of memory
+rather than a line; and vectors of sums in registers, from which on there are fewer."""
+
 
 def emit_sums(program: Program, sums: Mapping[Node, str], size: str, double: bool) -> str:
     """Sums over all rows and steps, unit by unit: the gradients of vector parameters.
@@ -38,48 +42,56 @@ class _Sums:
     def text(self) -> str:
         """Emit everything."""
         frame, e = self.frame, self.frame.e
-        first, end = frame.shared(-(-self.units // e.lanes.count))
+        wide = min(SIDE_BY_SIDE, max(1, HELD // len(self.sums)))
+        whole = self.units // (wide * e.lanes.count)  # blocks of so many vectors
+        done = whole * wide
+        rest = -(-self.units // e.lanes.count) - done
         with e.loop(e.i64(0), frame.argument("steps")) as i:
             frame.enter_step(i)
             # Some rows at a time, so that the lines of memory that they share stay near.
-            with (
-                e.loop(frame.row_from, frame.row_to, SUM_ROWS) as row,
-                e.loop(first, end) as block,
-            ):
-                self._add_rows(row, block)
+            with e.loop(frame.row_from, frame.row_to, SUM_ROWS) as row:
+                for vectors, begin, count in ((wide, 0, whole), (1, done, rest)):
+                    if count:
+                        with e.loop(*frame.shared(count)) as block:
+                            self._add_rows(row, block, vectors, begin, tail=begin == done)
         e.b.ret_void()
         return str(frame.module)
 
-    def _places(self, block: Value) -> tuple[Value, Value | None, list[Value]]:
-        """First unit, mask, and the addresses of the sums of a block."""
-        e = self.frame.e
-        unit = e.b.mul(block, e.i64(e.lanes.count))
-        mask = self.frame.mask(self.units, e.lanes.count, unit)
-        return unit, mask, [e.at(self.frame.address(slot), unit) for slot in self.sums.values()]
+    def _add_rows(self, row: Value, block: Value, vectors: int, begin: int, *, tail: bool) -> None:
+        """Go on with the sums of a block over some rows, in registers.
 
-    def _store(self, value: Value, place: Value, mask: Value | None) -> None:
-        if mask is None:
-            self.frame.e.store(value, place)
-        else:
-            self.frame.e.masked_store(value, place, mask)
-
-    def _add_rows(self, row: Value, block: Value) -> None:
-        """Go on with the sums of a block over some rows, in registers."""
+        Args:
+            row: the first.
+            block: number of the block.
+            vectors: of a block.
+            begin: vectors before the first block.
+            tail: the last one's vector may have fewer units than lanes.
+        """
         frame, e, b = self.frame, self.frame.e, self.frame.e.b
         rows = frame.at_most(b.sub(frame.row_to, row), SUM_ROWS)
         backwards = b.icmp_signed("!=", frame.argument("reverse"), e.i64(0))
         last = b.sub(frame.row_to, e.i64(1))
-        unit, mask, places = self._places(block)
-        held = [e.load(p) if mask is None else e.masked_load(p, mask) for p in places]
+        first = b.mul(block, e.i64(vectors * e.lanes.count))
+        units = [b.add(first, e.i64((begin + v) * e.lanes.count)) for v in range(vectors)]
+        masks = [frame.mask(self.units, e.lanes.count, u) if tail else None for u in units]
+        places = [
+            (e.at(frame.address(slot), unit), mask)
+            for unit, mask in zip(units, masks, strict=True)
+            for slot in self.sums.values()
+        ]
+        held = [e.load(p) if mask is None else e.masked_load(p, mask) for p, mask in places]
 
         def add(r: Value, running: list[Value]) -> list[Value]:
             turn = b.add(row, r)
             here = b.select(backwards, turn, b.sub(last, turn))
-            evaluation = Evaluation(frame, here, unit, mask, frame.program.sources, {})
-            return [
-                b.fadd(total, evaluation.value(each))
-                for total, each in zip(running, self.sums, strict=True)
-            ]
+            values = []
+            for unit, mask in zip(units, masks, strict=True):
+                evaluation = Evaluation(frame, here, unit, mask, frame.program.sources, {})
+                values += [evaluation.value(each) for each in self.sums]
+            return [b.fadd(total, each) for total, each in zip(running, values, strict=True)]
 
-        for total, place in zip(e.fold(rows, held, add), places, strict=True):
-            self._store(total, place, mask)
+        for total, (place, mask) in zip(e.fold(rows, held, add), places, strict=True):
+            if mask is None:
+                e.store(total, place)
+            else:
+                e.masked_store(total, place, mask)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 
 from llvmlite import ir
 
@@ -11,6 +12,7 @@ from cellwright.engines.cpu.arrays import Array, Sources
 from cellwright.engines.cpu.evaluation import Evaluation
 from cellwright.engines.cpu.frame import Frame
 from cellwright.engines.cpu.ops import I32, Value
+from cellwright.engines.cpu.packing import row_counts
 from cellwright.engines.cpu.product import (
     LINE,
     ROW_BLOCKS,
@@ -19,10 +21,31 @@ from cellwright.engines.cpu.product import (
     declare_pair,
 )
 from cellwright.engines.cpu.program import weights_slot
-from cellwright.engines.cpu.targets import Group, Target
+from cellwright.engines.cpu.targets import Group, Panels, Target
 from cellwright.ir import Node
 
 TILE_ROWS = 48
+
+
+@dataclass(frozen=True)
+class _Call:
+    """One call of a micro-kernel for each block of rows.
+
+    Attributes:
+        array, first, k: its left side, the first of its numbers in a row, and how many.
+        vectors: of its panel.
+        begin: first weight inside of the group's panel.
+        column: of the tile where its sums begin.
+        done: rows of the group's panel before it.
+    """
+
+    array: Array
+    first: int
+    k: int
+    vectors: int
+    begin: int
+    column: int
+    done: int
 
 
 class Tiles:
@@ -40,53 +63,94 @@ class Tiles:
         self.stride = widest * frame.lanes.count
         self._tiles = [frame.e.scratch(TILE_ROWS * self.stride) for _ in range(most)]
 
+    def unit(self, panels: Panels, block: Value, part: int) -> Value:
+        """The first unit of a vector."""
+        e, b = self.frame.e, self.frame.e.b
+        first = e.i64((panels.first + part) * self.frame.lanes.count)
+        return b.add(b.mul(block, e.i64(panels.blocks * self.frame.lanes.count)), first)
+
+    def mask(self, size: str, panels: Panels, unit: Value) -> Value | None:
+        """The lanes that are units; None where all are, in every one of the panels."""
+        units = self.frame.program.sizes[size]
+        end = panels.first + panels.count * panels.blocks
+        if end * self.frame.lanes.count <= units:
+            return None
+        return self.frame.e.lanes_below(self.frame.e.b.sub(self.frame.e.i64(units), unit))
+
     def values(
-        self, members: list[tuple[int, Group]], r: Value, part: int
+        self, members: list[tuple[int, Group]], panels: Panels, r: Value, part: int
     ) -> dict[Node, tuple[Value, Target]]:
         """Addresses of the sums of one row and vector of units."""
         e, b = self.frame.e, self.frame.e.b
         found = {}
         for position, (_, each) in enumerate(members):
             for number, target in enumerate(each.targets):
-                column = (number * each.blocks + part) * self.frame.lanes.count
+                column = (number * panels.blocks + part) * self.frame.lanes.count
                 offset = b.add(b.mul(r, e.i64(self.stride)), e.i64(column))
                 found[target.root] = (e.at(self._tiles[position], offset), target)
         return found
 
     def fill(
-        self, index: int, number: int, members: Group, block: Value, row: Value, rows: Value,
-        paired: Value, position: int, here: Sources,
+        self, index: int, number: int, members: Group, panels: Panels, block: Value, row: Value,
+        rows: Value, paired: Value, position: int, here: Sources,
     ) -> None:  # fmt: skip
         """Run the micro-kernels of a group for some rows of one block of units."""
         e, b, lanes = self.frame.e, self.frame.e.b, self.frame.lanes
-        width = members.vectors * lanes.count
-        bf16 = self.frame.program.bf16
-        if bf16:
-            words = self.frame.program.words[index][members.operands]
-            operands = [(words, words.stride)]
-        else:
-            operands = merged_operands(members, here, self.frame.program.sizes)
-        depth = sum(k for _, k in operands)
-        packed = self.frame.address(weights_slot(index, number))
-        panel = e.at(packed, b.mul(block, e.i64(depth * width)))
-        started = any(target.start is not None for target in members.targets)
+        per_vector = members.per_vector(self._widths(members)) * lanes.count
+        packed = e.at(self.frame.address(weights_slot(index, number)),
+                      e.i64(panels.first * per_vector))  # fmt: skip
+        panel = e.at(packed, b.mul(block, e.i64(panels.blocks * per_vector)))
+        # Where targets begin with different operands, all begin with what their tile holds.
+        started = len(members.segments) > 1
+        started = started or any(target.start is not None for target in members.targets)
         if started:
-            self._start(members, block, row, rows, paired, position, here)
+            self._start(members, panels, block, row, rows, paired, position, here)
+        calls = self._calls(index, members, panels, here)
+        bf16 = self.frame.program.bf16
         with b.if_else(paired) as (one_row, many_rows):
             with one_row:
-                done = 0
-                following = e.at(panel, e.i64(depth * width))
-                for operand, (array, k) in enumerate(operands):
-                    begin = e.i64(done * width)
-                    kernel = declare_pair(self.frame.module, members.vectors, lanes.double, bf16)
+                following = e.at(panel, e.i64(panels.blocks * per_vector))
+                for n, call in enumerate(calls):
+                    kernel = declare_pair(self.frame.module, call.vectors, lanes.double, bf16)
                     b.call(kernel, [
-                        e.i64(k), e.at(self.frame.base(array), self.frame.offset(array, row)),
-                        e.at(panel, begin), e.at(following, begin), self._tiles[position],
-                        e.i64(self.stride), ir.Constant(I32, 1 if operand or started else 0),
+                        e.i64(call.k), self._left(call, row),
+                        e.at(panel, e.i64(call.begin)), e.at(following, e.i64(call.begin)),
+                        e.at(self._tiles[position], e.i64(call.column)),
+                        e.i64(self.stride), ir.Constant(I32, 1 if n or started else 0),
                     ])  # fmt: skip
-                    done += k
             with many_rows:
-                self._row_blocks(members, operands, panel, row, rows, position, started)
+                self._row_blocks(calls, panel, panels.blocks * per_vector, row, rows, position,
+                                 started)  # fmt: skip
+
+    def _widths(self, members: Group) -> dict[Node, int]:
+        """Rows of a panel for each operand."""
+        return row_counts(members, self.frame.program.sizes, self.frame.program.bf16)
+
+    def _calls(self, index: int, members: Group, panels: Panels, here: Sources) -> list[_Call]:
+        """What the micro-kernels are called for, one after the other."""
+        widths, lanes = self._widths(members), self.frame.lanes.count
+        words = self.frame.program.words[index].get(members.operands)
+        calls: list[_Call] = []
+        begin = done = 0
+        for segment in members.segments:
+            vectors = segment.width * panels.blocks
+            if words is None:
+                operands = merged_operands(segment.operands, here, self.frame.program.sizes)
+            else:
+                operands = [(words, sum(widths[each] for each in segment.operands))]
+            for array, k in operands:
+                column = segment.first * panels.blocks * lanes
+                first = 0 if words is None else done
+                calls.append(_Call(array, first, k, vectors, begin, column, done))
+                begin += k * vectors * lanes
+                done += k
+        return calls
+
+    def _left(self, call: _Call, row: Value) -> Value:
+        """Address of what a call reads of a row."""
+        offset = self.frame.offset(call.array, row)
+        offset = self.frame.e.b.add(offset, self.frame.e.i64(call.first))
+        return self.frame.e.at(self.frame.base(call.array), offset)
 
     def convert(self, index: int, here: Sources) -> None:
         """Put what the products of a stage read into words; each share does so for itself."""
@@ -120,64 +184,60 @@ class Tiles:
             self.frame.e.masked_store(value, place, mask)
 
     def _start(
-        self, members: Group, block: Value, row: Value, rows: Value, paired: Value, position: int,
-        here: Sources,
+        self, members: Group, panels: Panels, block: Value, row: Value, rows: Value,
+        paired: Value, position: int, here: Sources,
     ) -> None:  # fmt: skip
         """Fill a tile with what its chains begin with."""
         e, b, lanes = self.frame.e, self.frame.e.b, self.frame.lanes
-        units = self.frame.program.sizes[members.size]
-        step = members.blocks * lanes.count
         with e.loop(e.i64(0), b.select(paired, e.i64(2), rows)) as r:
             here_row = b.select(paired, row, b.add(row, r))
-            first = b.mul(b.select(paired, b.add(block, r), block), e.i64(step))
+            here_block = b.select(paired, b.add(block, r), block)
             for number, target in enumerate(members.targets):
-                for part in range(members.blocks):
-                    unit = b.add(first, e.i64(part * lanes.count))
-                    mask = self.frame.mask(units, step, unit)
+                for part in range(panels.blocks):
+                    unit = self.unit(panels, here_block, part)
+                    mask = self.mask(members.size, panels, unit)
                     value = e.splat(0.0)
                     if target.start is not None:
                         evaluation = Evaluation(self.frame, here_row, unit, mask, here, {})
                         value = evaluation.value(target.start)
-                    column = (number * members.blocks + part) * lanes.count
+                    column = (number * panels.blocks + part) * lanes.count
                     offset = b.add(b.mul(r, e.i64(self.stride)), e.i64(column))
                     e.store(value, e.at(self._tiles[position], offset))
 
     def _row_blocks(
-        self, members: Group, operands: list[tuple[Array, int]], panel: Value, row: Value,
-        rows: Value, position: int, started: bool,
+        self, calls: list[_Call], panel: Value, size: int, row: Value, rows: Value, position: int,
+        started: bool,
     ) -> None:  # fmt: skip
         e, b = self.frame.e, self.frame.e.b
-        width = members.vectors * self.frame.lanes.count
         line = LINE // self.frame.lanes.bytes
-        depth = sum(k for _, k in operands)
+        depth = sum(call.k for call in calls)
         # While the rows of this panel are worked on, the next one is brought near.
-        following = e.at(panel, e.i64(depth * width))
+        following = e.at(panel, e.i64(size))
         start: Value = e.i64(0)
         for count in ROW_BLOCKS:
             stop = blocks_end(e, start, rows, count)
             with e.loop(start, stop, count) as r:
                 passed = b.mul(b.sdiv(r, e.i64(ROW_BLOCKS[0])), e.i64(depth * line))
                 tile = e.at(self._tiles[position], b.mul(r, e.i64(self.stride)))
-                done = 0
-                for operand, (array, k) in enumerate(operands):
-                    base, offset = self.frame.base(array), self.frame.offset(array, b.add(row, r))
-                    call_by_rows(e, count, members.vectors, [
-                        e.i64(k), e.at(base, offset), e.i64(array.stride), e.i64(1),
-                        e.at(panel, e.i64(done * width)), e.i64(width),
-                        tile, e.i64(self.stride),
-                        ir.Constant(I32, 1 if operand or started else 0),
-                        e.at(following, b.add(passed, e.i64(done * line))), e.i64(line),
+                for n, call in enumerate(calls):
+                    left = self._left(call, b.add(row, r))
+                    width = call.vectors * self.frame.lanes.count
+                    call_by_rows(e, count, call.vectors, [
+                        e.i64(call.k), left, e.i64(call.array.stride), e.i64(1),
+                        e.at(panel, e.i64(call.begin)), e.i64(width),
+                        e.at(tile, e.i64(call.column)), e.i64(self.stride),
+                        ir.Constant(I32, 1 if n or started else 0),
+                        e.at(following, b.add(passed, e.i64(call.done * line))), e.i64(line),
                     ], self.frame.program.bf16)  # fmt: skip
-                    done += k
             start = stop
 
 
 def merged_operands(
-    members: Group, here: Sources, sizes: Mapping[str, int]
+    operands: Iterable[Node], here: Sources, sizes: Mapping[str, int]
 ) -> list[tuple[Array, int]]:
-    """Arrays and widths of a group's operands; neighbours in memory count as one."""
+    """Arrays and widths of some operands; neighbours in memory count as one."""
     merged: list[tuple[Array, int]] = []
-    for operand in members.operands:
+    for operand in operands:
         array, k = here[operand], sizes[operand.size]
         if merged:
             last, width = merged[-1]
