@@ -140,6 +140,12 @@ def test_wrong_input_is_one_message(refused, tmp_path, arguments, message):
     refused(message, *arguments)
 
 
+def test_a_folder_with_a_task_s_name_is_in_nobody_s_way(call, tmp_path):
+    (tmp_path / "adding").mkdir()
+    arguments = ("--epochs", 1, "--with", "length=10", "--output", "adding")
+    assert "adding: 2000 training series" in call("train", "adding", *arguments).out
+
+
 def test_series_of_a_file_are_for_classifiers(call, refused, ts_file):
     call("train", REFERENCE, "--epochs", 1, "--output", "run")
     refused("whose objective is 'first bit'", "predict", "run", ts_file)

@@ -94,7 +94,8 @@ class Source:
         """
         if not what.lower().endswith(SUFFIXES):
             own = tasks.is_reference(what)
-            if not own and ("/" in what or Path(what).exists()):
+            known = own or what in tasks.names()
+            if not known and ("/" in what or Path(what).exists()):
                 raise UsageError(
                     f"{what}: expected a task ({', '.join(tasks.names())}), a task of your own "
                     "(path/to/file.py:task_name) or a file whose name ends in "
