@@ -142,7 +142,7 @@ def test_wrong_input_is_one_message(refused, tmp_path, arguments, message):
 
 def test_a_folder_with_a_task_s_name_is_in_nobody_s_way(call, tmp_path):
     (tmp_path / "adding").mkdir()
-    arguments = ("--epochs", 1, "--with", "length=10", "--output", "adding")
+    arguments = ("--epochs", 1, "--with", "length=20", "--output", "adding")
     assert "adding: 2000 training series" in call("train", "adding", *arguments).out
 
 
