@@ -21,12 +21,13 @@ from cellwright.engines.cpu import (
     lending,
     memory,
     pages,
+    parameters,
     population,
     runtime,
+    scripted,
     slots,
     spatial_backward,
 )
-from cellwright.engines.cpu import call as call_module
 from cellwright.engines.reference import ReferenceEngine
 
 ENGINE = CpuEngine()
@@ -102,7 +103,8 @@ def guarded(kind=Guards):
     """Let the engine allocate between guards; checked at the end."""
     guards = kind()
     modules = (
-        call_module, backward_pass, pages, population, runtime, slots, images, spatial_backward
+        backward_pass, pages, parameters, population, runtime, scripted, slots, images,
+        spatial_backward,
     )  # fmt: skip
     for module in modules:
         module.torch = guards

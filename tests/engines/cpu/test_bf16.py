@@ -234,7 +234,7 @@ def test_a_batch_in_parts(name):
 def test_products_with_x_before_the_loop_or_in_it(name, monkeypatch):
     call, found, arriving = call_of(name, Shape(4, 5, 19, 18)), [], None
     for fuse in (False, True):
-        monkeypatch.setattr(kernels.Kernels, "fuses", lambda self, rows, fuse=fuse: fuse)
+        monkeypatch.setattr(kernels.Kernels, "fuses", lambda self, rows, team, fuse=fuse: fuse)
         results, gradients, arriving = by_cpu(call, arriving)
         found.append((results, gradients))
     assert_equal(found[0][0], found[1][0], "hoisted and fused")

@@ -230,7 +230,7 @@ def test_products_with_x_before_the_loop_or_in_it(cell, dtype, monkeypatch):
     monkeypatch.setattr(kernels.Kernels, "forward", forward)
     found, cotangents = [], None
     for fuse in (False, True):
-        monkeypatch.setattr(kernels.Kernels, "fuses", lambda self, rows, fuse=fuse: fuse)
+        monkeypatch.setattr(kernels.Kernels, "fuses", lambda self, rows, team, fuse=fuse: fuse)
         results, gradients, cotangents = by_cpu(call, cotangents)
         found.append((results, gradients))
     assert used == [False, False, True, True], "with and without keeping, both ways"

@@ -12,7 +12,9 @@ from cellwright.engines.cpu.backward_pass import BackwardPass
 from cellwright.engines.cpu.forward_pass import ForwardPass
 from cellwright.engines.cpu.kernels import NO_BF16, kernels
 from cellwright.engines.cpu.memory import memory
+from cellwright.engines.cpu.slots import Slots
 from cellwright.engines.cpu.streaming import Stream
+from cellwright.engines.cpu.turns import complete
 from cellwright.engines.protocol import Call, Cotangents, Gradients, Result
 from cellwright.engines.signature import Signature
 
@@ -64,7 +66,7 @@ class CpuEngine:
             run = None if keep else repeated.ready(call)
             if run is not None:
                 return run(call)
-            return ForwardPass(call, keep=keep).run()
+            return complete(ForwardPass(Slots(call), keep=keep).turns())
         finally:
             memory.release()
 
@@ -84,7 +86,7 @@ class CpuEngine:
                 return spatial_backward.backward(call, kept, cotangents, need_x=need_x)
             if call.population is not None:
                 return population.backward(call, kept, cotangents, **needs)
-            return BackwardPass(call, kept, cotangents, **needs).run()
+            return complete(BackwardPass(Slots(call), kept, cotangents, **needs).turns())
         finally:
             memory.release()
 

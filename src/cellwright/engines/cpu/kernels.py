@@ -128,9 +128,9 @@ class Kernels:
                 return rows
         return None
 
-    def fuses(self, rows: int) -> bool:
-        """Whether they are, for a batch of so many rows."""
-        return self.fuse_from is not None and rows >= self.fuse_from * threads.count()
+    def fuses(self, rows: int, team: int) -> bool:
+        """Whether they are, for a batch of so many rows that so many threads share."""
+        return self.fuse_from is not None and rows >= self.fuse_from * team
 
     def forward(self, keep: bool, fuse: bool) -> tuple[Forward, Compiled | None, Compiled]:
         """The forward programs: what they are, inputs, loop."""

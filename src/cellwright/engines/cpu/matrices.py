@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -13,6 +13,7 @@ from cellwright.engines.cpu.arrays import Index
 from cellwright.engines.cpu.kernels import Job
 from cellwright.engines.cpu.members import Script, Stride, pad
 from cellwright.engines.cpu.memory import memory
+from cellwright.engines.cpu.slots import Slots
 
 
 class Product:
@@ -27,7 +28,7 @@ class Product:
     def add(
         self, m: int, n: int, k: int, left: int, left_row: int, right: int, right_row: int,
         gradient: int, gradient_row: int, other: int = 0, other_from: int | None = None, *,
-        moves: Mapping[str, Stride] | None = None,
+        moves: Mapping[str, Stride],
     ) -> None:  # fmt: skip
         """The m x n numbers at ``gradient`` += left.T @ right; see ``outer.emit_outer``.
 
@@ -36,7 +37,7 @@ class Product:
         ``right``. From row ``other_from`` on, ``right`` goes on at ``other``. ``moves`` tells by
         the names of ``outer.OUTER_ARGUMENTS`` how addresses move in a population.
         """
-        for name, move in (moves or {}).items():
+        for name, move in moves.items():
             place = outer.HEAD + len(self.values) + outer.OUTER_ARGUMENTS.index(name)
             self.moves[place] = move
         self.values += [
@@ -65,12 +66,11 @@ class Product:
             return
         jobs = len(self.values) // len(outer.OUTER_ARGUMENTS)
         given = [jobs, self.largest, 0, *self.values]
-        elements = pad(outer.left_elements(self.largest, 1, self.bf16))
+        elements = outer.left_elements(self.largest, 1, self.bf16)
         if elements:
-            packed = memory.take("outer of each thread", elements * script.team, torch.float32)
-            script.held.append(packed)
+            packed = script.take("outer of each thread", elements, torch.float32)
             given[outer.HEAD - 1] = packed.data_ptr()
-            self.moves[outer.HEAD - 1] = 0, elements * packed.element_size()
+            self.moves[outer.HEAD - 1] = 0, pad(elements) * packed.element_size()
         script.add(runtime.helper("outer", self.double, self.bf16), 1, given, self.moves, self.work)
 
 
@@ -82,33 +82,28 @@ def turns(jobs: Iterable[Job]) -> int:
 def add_products(
     product: Product,
     jobs: Iterable[Job],
-    at: Mapping[str, int],
+    slots: Slots,
     gradients: Sequence[Sequence[Tensor]],
     rows: int,
-    step_rows: int,
-    *,
-    reverse: bool,
-    moves: Callable[[Job], Mapping[str, Stride]] | None = None,
 ) -> None:
-    """Add the jobs over all rows of some steps to a list of products.
+    """Add the jobs over all rows of the steps that were entered last to a list of products.
 
     Args:
         product: the list.
         jobs: of a signature.
-        at: addresses of the arrays' first steps.
+        slots: of the call.
         gradients: of the weight tensors, for each turn.
-        rows, step_rows: of all the steps, and of one.
-        reverse: the loop ran from the last step to the first.
-        moves: how a job's addresses move in a population.
+        rows: of all the steps.
     """
+    at, step_rows, reverse = slots.at, slots.rows, slots.reverse
     width = 8 if product.double else 4
     way, last = (1, 0) if reverse else (-1, rows - 1)
     # Of states before each step there is one less inside the steps; then come the initial ones.
     inside = rows - step_rows
     for job in jobs:
         delta, operand = job.delta, job.operand
-        gradient = gradients[job.turn][job.tensor].data_ptr()
-        gradient += job.row * job.columns * width
+        total = gradients[job.turn][job.tensor]
+        gradient = total.data_ptr() + job.row * job.columns * width
         left = at[delta.slot] + (delta.offset + last * delta.stride) * width
         right = at[operand.slot] + operand.offset * width
         left_row, right_row = way * delta.stride, way * operand.stride
@@ -128,7 +123,7 @@ def add_products(
                 left + skipped * left_row * width, left_row,
                 right + skipped * right_row * width, right_row,
                 gradient, job.columns, other + beyond * right_row * width, own,
-                moves=None if moves is None else moves(job),
+                moves=slots.moves(job, total),
             )  # fmt: skip
 
 

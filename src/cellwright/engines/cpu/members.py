@@ -17,12 +17,15 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 
+import torch
 from llvmlite import ir
 from torch import Tensor
 
 from cellwright.engines.cpu import jit, threads
+from cellwright.engines.cpu.memory import memory
 from cellwright.engines.cpu.ops import I64, POINTER, Emitter, Lanes, Value
 from cellwright.engines.cpu.program import ENTRY
 
@@ -39,21 +42,20 @@ ALONE_BELOW = 200_000
 Stride = tuple[int, int]
 """Bytes from member to member, and from thread to thread."""
 
-STILL: Stride = (0, 0)
-
-
 class Script:
     """Programs for each of some members, one after the other.
 
     Args:
         members: how many.
+        lane: its number, where it runs beside others and has working memory of its own.
     """
 
-    def __init__(self, members: int):
+    def __init__(self, members: int, lane: int | None = None):
         self.members = members
         self.team = max(1, min(threads.count(), members))
         self.work = 0  # multiplications
         self.held: list[Tensor] = []  # what the arguments point into
+        self._place = "" if lane is None else f" of lane {lane}"
         self._programs: list[tuple[int, int, list[int]]] = []
         self._longest = 0
 
@@ -61,6 +63,19 @@ class Script:
     def count(self) -> int:
         """How many programs it has."""
         return len(self._programs)
+
+    def take(self, name: str, elements: int, dtype: torch.dtype) -> Tensor:
+        """Working memory of each thread, ``pad(elements)`` apart; see :meth:`Memory.take`."""
+        taken = memory.take(name + self._place, pad(elements) * self.team, dtype)
+        self.held.append(taken)
+        return taken
+
+    def take_apart(self, name: str, elements: int, dtype: torch.dtype) -> int:
+        """The address of working memory that only the next program uses.
+
+        The threads are at different programs, so each program has memory of its own.
+        """
+        return self.take(f"{name} of program {self.count}", elements, dtype).data_ptr()
 
     def add(
         self, program: int, rows: int, arguments: Sequence[int], strides: Mapping[int, Stride],
@@ -75,14 +90,17 @@ class Script:
             strides: how far each argument moves; those that are not there do not.
             work: multiplications of one member.
         """
-        moves = [strides.get(place, STILL) for place in range(len(arguments))]
-        numbers = [*arguments, *(each[0] for each in moves), *(each[1] for each in moves)]
+        count = len(arguments)
+        numbers = [*arguments, *[0] * (2 * count)]
+        for place, (by_member, by_thread) in strides.items():
+            numbers[count + place] = by_member
+            numbers[2 * count + place] = by_thread
         self._programs.append((program, rows, numbers))
-        self._longest = max(self._longest, len(arguments))
+        self._longest = max(self._longest, count)
         self.work += work * self.members
 
-    def run(self) -> None:
-        """Carry everything out, and forget it."""
+    def written(self) -> ctypes.Array[ctypes.c_int64]:
+        """What the driver reads. The script is empty afterwards."""
         begin = len(HEAD) + len(FIELDS) * len(self._programs)
         total = begin + sum(len(numbers) for _, _, numbers in self._programs)
         space = (self._longest + 15) // 8 * 8  # on cache lines of their own
@@ -93,12 +111,28 @@ class Script:
         for program, rows, numbers in self._programs:
             head += [program, rows, len(numbers) // 3, base + 8 * (begin + len(behind))]
             behind += numbers
-        for place, value in enumerate((*head, *behind)):
-            values[place] = value
+        values[:total] = [*head, *behind]
+        self._programs, self._longest, self.work = [], 0, 0
+        return values
+
+    def run(self) -> None:
+        """Carry everything out, and forget it."""
         team = self.team if self.work >= ALONE_BELOW else 1
-        _, driver = _driver(jit.features_limit())
-        threads.launch(driver, base, self.members, threads.SHARES, team)
-        self._programs, self._longest, self.work, self.held = [], 0, 0, []
+        values = self.written()
+        driver = _driver(jit.features_limit()).members
+        threads.launch(driver, ctypes.addressof(values), self.members, threads.SHARES, team)
+        self.held = []
+
+
+def run_side_by_side(scripts: Sequence[Script]) -> None:
+    """Carry out scripts of one member each, every one on a thread, and forget them."""
+    written = [each.written() for each in scripts]
+    table = (ctypes.c_int64 * len(written))(*map(ctypes.addressof, written))
+    driver = _driver(jit.features_limit()).lanes
+    team = min(threads.count(), len(scripts))
+    threads.launch(driver, ctypes.addressof(table), len(scripts), threads.ROWS, team)
+    for each in scripts:
+        each.held = []
 
 
 def within(tensor: Tensor) -> Tensor:
@@ -118,39 +152,66 @@ def pad(elements: int) -> int:
     return (elements + 31) // 32 * 32
 
 
+@dataclass(frozen=True)
+class _Driver:
+    """The compiled drivers, and where they begin."""
+
+    code: jit.Code
+    members: int
+    lanes: int
+
+
 @lru_cache(maxsize=4)
-def _driver(limit: str) -> tuple[jit.Code, int]:
-    code = jit.compile_ir(_emit(), limit)
-    return code, code.address(ENTRY)
-
-
-def _emit() -> str:
+def _driver(limit: str) -> _Driver:
     module = ir.Module("cellwright_members")
-    kind = ir.FunctionType(ir.VoidType(), [POINTER, I64, I64, I64, I64])
-    function = ir.Function(module, kind, ENTRY)
+    _emit_lanes(module, _emit_members(module))
+    code = jit.compile_ir(str(module), limit)
+    return _Driver(code, code.address(ENTRY), code.address("run_lanes"))
+
+
+_RUN = ir.FunctionType(ir.VoidType(), [POINTER, I64, I64, I64, I64])
+
+
+def _begin(module: ir.Module, name: str) -> tuple[ir.Function, Emitter]:
+    function = ir.Function(module, _RUN, name)
+    return function, Emitter(module, ir.IRBuilder(function.append_basic_block("entry")), Lanes(False))
+
+
+def _number(e: Emitter, base: Value, place: Value) -> Value:
+    return e.load(e.b.gep(base, [place], source_etype=I64), I64, 8)
+
+
+def _emit_members(module: ir.Module) -> ir.Function:
+    """``run(script, -, members, share, shares)``: a script for this share of the members."""
+    function, e = _begin(module, ENTRY)
     script, _, members, share, shares = function.args
-    e = Emitter(module, ir.IRBuilder(function.append_basic_block("entry")), Lanes(False))
     b = e.b
-
-    def number(base: Value, place: Value) -> Value:
-        return e.load(b.gep(base, [place], source_etype=I64), I64, 8)
-
-    programs, space, apart = (number(script, e.i64(place)) for place in range(len(HEAD)))
+    programs, space, apart = (_number(e, script, e.i64(place)) for place in range(len(HEAD)))
     arguments = b.inttoptr(b.add(space, b.mul(share, apart)), POINTER)
     first = b.sdiv(b.mul(share, members), shares)
     end = b.sdiv(b.mul(b.add(share, e.i64(1)), members), shares)
     with e.loop(first, end) as member, e.loop(e.i64(0), programs) as which:
         start = b.add(e.i64(len(HEAD)), b.mul(which, e.i64(len(FIELDS))))
         program, rows, count, at = (
-            number(script, b.add(start, e.i64(place))) for place in range(len(FIELDS))
+            _number(e, script, b.add(start, e.i64(place))) for place in range(len(FIELDS))
         )
         given = b.inttoptr(at, POINTER)
         with e.loop(e.i64(0), count) as place:
-            moved = b.mul(member, number(given, b.add(place, count)))
-            apart_ = b.mul(share, number(given, b.add(place, b.mul(count, e.i64(2)))))
-            value = b.add(number(given, place), b.add(moved, apart_))
+            moved = b.mul(member, _number(e, given, b.add(place, count)))
+            apart_ = b.mul(share, _number(e, given, b.add(place, b.mul(count, e.i64(2)))))
+            value = b.add(_number(e, given, place), b.add(moved, apart_))
             b.store(value, b.gep(arguments, [place], source_etype=I64), align=8)
-        callee = threads.Callee(b.inttoptr(program, POINTER), kind)
+        callee = threads.Callee(b.inttoptr(program, POINTER), _RUN)
         b.call(callee, [arguments, e.i64(0), rows, e.i64(0), e.i64(1)])
     b.ret_void()
-    return str(module)
+    return function
+
+
+def _emit_lanes(module: ir.Module, members: ir.Function) -> None:
+    """``run_lanes(scripts, first, end, -, -)``: these of some scripts of one member each."""
+    function, e = _begin(module, "run_lanes")
+    scripts, first, end, _, _ = function.args
+    with e.loop(first, end) as which:
+        script = e.b.inttoptr(_number(e, scripts, which), POINTER)
+        e.b.call(members, [script, e.i64(0), e.i64(1), e.i64(0), e.i64(1)])
+    e.b.ret_void()

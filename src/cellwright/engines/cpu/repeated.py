@@ -64,7 +64,7 @@ def _make_ready(call: Call) -> Run | None:
         return None
     made = kernels(call.signature.text, call.x.dtype == torch.float64, jit.features_limit())
     steps, rows = call.x.shape[:2]
-    _, inputs, loop = made.forward(False, made.fuses(rows))
+    _, inputs, loop = made.forward(False, made.fuses(rows, threads.count()))
     programs = [each for each in (inputs, loop) if each is not None]
     work = steps * rows * sum(each.work for each in programs)
     small = 0 < work <= MOST and all(each.packed < LARGE for each in programs)
@@ -79,7 +79,7 @@ class _Bound:
     def __init__(self, call: Call, made: Kernels):
         plan, sizes, dtype = call.signature.plan, call.signature.size, call.x.dtype
         steps, rows = call.x.shape[:2]
-        programs, inputs, loop = made.forward(False, made.fuses(rows))
+        programs, inputs, loop = made.forward(False, made.fuses(rows, threads.count()))
         self._at: dict[str, int] = {}
         self._start_inputs = None
         if inputs is not None:

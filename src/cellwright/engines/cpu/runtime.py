@@ -119,46 +119,46 @@ class Compiled:
             return threads.ROWS, team
         return threads.SHARES, team if rows * self.work >= SHARE_FROM else 1
 
+    def pack_in(self, script: Script, weights: Sequence[Tensor], memory_name: str) -> int:
+        """Let a script put every member's weights in order; else as :meth:`pack`."""
+        if not self.packed:
+            return 0
+        packed = script.take(memory_name, self.packed, self.dtype).data_ptr()
+        held: list[Tensor] = []
+        local = self._local.__dict__
+        self._place_copies(local, [packed, *[e.data_ptr() for e in weights]], weights, held)
+        moves = self._moves(weights, held, self._apart) if script.members > 1 else {}
+        script.add(self._packer, 1, local["copies"][:], moves, 0)
+        script.held += held
+        return packed
+
     def add_to(
-        self, script: Script, at: Addresses, strides: dict[str, Stride],
-        weights: Sequence[Tensor], steps: int, rows: int, *, reverse: bool = False,
-        ring: bool = False,
+        self, script: Script, at: Addresses, strides: dict[str, Stride], packed: int,
+        steps: int, rows: int, *, reverse: bool = False, ring: bool = False,
     ) -> None:  # fmt: skip
         """Let a script run it for every member; the tensors have an axis of members in front.
 
         Args:
             script: to add it to.
             strides: how the arrays' addresses move.
-            at, weights, steps, rows, reverse, ring: as in :meth:`run`.
+            packed: what :meth:`pack_in` has returned.
+            at, steps, rows, reverse, ring: as in :meth:`run`.
         """
-        packed, apart = 0, (0, pad(self.packed) * self.width)
-        if self.packed:
-            packed = self._take(script, "weights", self.packed)
-            held: list[Tensor] = []
-            local = self._local.__dict__
-            self._place_copies(local, [packed, *[e.data_ptr() for e in weights]], weights, held)
-            moves = self._moves(weights, held, apart)
-            script.add(self._packer, 1, local["copies"][:], moves, 0)
-            script.held += held
         for _, name, stride in (*self._temporaries, *self._words):
-            at[name] = self._take(script, name, rows * stride)
+            at[name] = script.take_apart(name, rows * stride, self.dtype)
             strides[name] = 0, pad(rows * stride) * self.width
         self._arguments(at, packed, steps, rows, reverse, ring)
-        slots = self.program.slots
-        moves = {slots[name]: strides[name] for name in self._pointed if name in strides}
-        moves |= dict.fromkeys(self._begins, apart)
+        slots, moves = self.program.slots, {}
+        if script.members > 1:
+            moves = {slots[name]: strides[name] for name in self._pointed if name in strides}
+            moves |= dict.fromkeys(self._begins, self._apart)
         arguments = self._local.arguments[: len(slots)]
         script.add(self.address, rows, arguments, moves, rows * self.work * steps)
 
-    def _take(self, script: Script, name: str, elements: int) -> int:
-        """The address of working memory for each thread of a script, ``pad(elements)`` apart.
-
-        The threads are at different programs, so each program has memory of its own.
-        """
-        name = f"{name} of program {script.count}"
-        taken = memory.take(name, pad(elements) * script.team, self.dtype)
-        script.held.append(taken)
-        return taken.data_ptr()
+    @property
+    def _apart(self) -> Stride:
+        """How packed weights move."""
+        return 0, pad(self.packed) * self.width
 
     def _moves(
         self, weights: Sequence[Tensor], dense: Sequence[Tensor], apart: Stride

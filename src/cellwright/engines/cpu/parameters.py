@@ -1,0 +1,94 @@
+"""Gradients of parameters: sums over all rows and steps, gathered span by span."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from cellwright.engines.cpu import once
+from cellwright.engines.cpu.matrices import Product, add_products, turns
+from cellwright.engines.cpu.slots import Slots
+
+
+class ParameterGradients:
+    """The sums so far. They begin at zero, and spans are added from the last to the first.
+
+    Args:
+        slots: of the call; gradients of vectors get slots there.
+        once_values: values of parameters alone, by name.
+        need_x: whether the programs yield the gradient of x.
+    """
+
+    def __init__(self, slots: Slots, once_values: Mapping[str, Tensor], *, need_x: bool):
+        self._slots, self._once = slots, once_values
+        made = slots.kernels
+        self._jobs = made.jobs(need_x)
+        self._sums = [(each, which) for which in ("loop", "inputs")
+                      for each in made.sums(need_x, which)]  # fmt: skip
+        self._of_turn = [
+            [torch.zeros(each.shape, dtype=slots.dtype) for each in slots.weights]
+            for _ in range(turns(self._jobs))
+        ]
+        self._apart: list[tuple[Tensor, list[str]]] = []
+        self._place_sums(made.direct_sums(need_x))
+
+    def _place_sums(self, direct: set[str]) -> None:
+        """Gradients of vectors in place, where they are one sum; other sums apart."""
+        slots = self._slots
+        for each, _ in self._sums:
+            for slot, names in each.results.items():
+                if slot in direct:
+                    place = slots.kernels.weights[names[0]]
+                    gradient = self._of_turn[0][place.tensor]
+                    slots.point(slot, gradient, place.start * slots.width)
+                else:
+                    zeros = torch.zeros((*slots.lead, each.units), dtype=slots.dtype)
+                    self._apart.append((slots.put(slot, zeros), names))
+
+    def add(self, steps: int) -> None:
+        """Add so many steps, those of the span that was entered last."""
+        slots = self._slots
+        rows = steps * slots.rows
+        product = Product(slots.double, slots.kernels.bf16)
+        add_products(product, self._jobs, slots, self._of_turn, rows)
+        slots.start_product(product)
+        for each, which in self._sums:
+            count = steps if which == "loop" else 1
+            slots.start_sums(each.compiled, count, rows // count)
+
+    def finished(self) -> list[Tensor]:
+        """The gradients, laid out as the weights are."""
+        slots = self._slots
+        gradients, *others = self._of_turn
+        for other in others:
+            for into, each in zip(gradients, other, strict=True):
+                into += each
+        totals: dict[str, Tensor] = {}
+        for value, names in self._apart:
+            for name in names:
+                totals[name] = totals[name] + value if name in totals else value
+        if self._once:
+            self._differentiate_once(totals)
+        for part in slots.call.signature.slices if totals else ():
+            if part.parameter in totals:
+                rows = (part.start, part.stop - part.start)
+                gradients[part.tensor].narrow(len(slots.lead), *rows).add_(totals[part.parameter])
+        return gradients
+
+    def _differentiate_once(self, totals: dict[str, Tensor]) -> None:
+        """Carry the gradients of values of parameters alone on to the parameters behind them."""
+        slots = self._slots
+        signature = slots.kernels.signature
+        names = once.arriving(signature)
+        given = [totals.get(name, torch.zeros_like(self._once[name])) for name in names]
+        members = zip(slots.by_member(slots.weights), slots.by_member(given), strict=True)
+        found = [
+            once.gradients(signature, weights, dict(zip(names, own, strict=True)))
+            for weights, own in members
+        ]
+        shapes = {p.name: p.shape(slots.sizes) for p in slots.plan.parameters}
+        for number, name in enumerate(once.parameters(signature)):
+            value = slots.joined([each[number] for each in found], shapes[name])
+            totals[name] = totals[name] + value if name in totals else value
