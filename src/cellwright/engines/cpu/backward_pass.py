@@ -42,8 +42,7 @@ class BackwardPass:
         self._loop = Packed(loop, slots.weights, "weights.loop")
         self._inputs = None if inputs is None else Packed(inputs, slots.weights, "weights.inputs")
         plan, names = slots.plan.forward, slots.names
-        self._states = {f"state.{name}": plan.next[name] for name in names}
-        self._saved = {**plan.saved, **plan.saved_inputs}
+        self._states, self._saved = slots.kernels.states, slots.kernels.saved
         stayed = [*self._states, *(self._saved if slots.save == "gates" else ())]
         whole = (each if each.is_contiguous() else slots.whole(each) for each in kept)
         self._kept = dict(zip(stayed, whole, strict=True))

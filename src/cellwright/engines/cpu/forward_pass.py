@@ -78,14 +78,14 @@ class ForwardPass:
             self._place_states()
 
     def _place_kept(self) -> None:
-        slots, plan = self.slots, self.slots.plan.forward
-        states = {f"state.{name}": plan.next[name] for name in slots.names}
-        saved = {**plan.saved, **plan.saved_inputs}
-        stay = {"gates": {**states, **saved}, "states": states, "checkpoints": {}}[slots.save]
-        self._stay = slots.fresh_together(stay)
-        self._scratch = {s: n for s, n in (states | saved).items() if s not in stay}
-        if slots.save == "checkpoints":
-            self._every = spacing(slots.steps)
+        slots = self.slots
+        states, saved = slots.kernels.states, slots.kernels.saved
+        if slots.save == "gates":
+            self._stay = slots.fresh_together(states | saved)
+        elif slots.save == "states":
+            self._stay, self._scratch = slots.fresh_together(states), saved
+        else:
+            self._scratch, self._every = states | saved, spacing(slots.steps)
             for slot, node in states.items():
                 shape = (checkpoints(slots.steps), slots.rows, slots.sizes[node.size])
                 self._stay[slot] = empty(shape, slots.dtype)
@@ -95,9 +95,8 @@ class ForwardPass:
     def _place_states(self) -> None:
         """One state may be the output; of the others the last two steps are enough."""
         slots, plan = self.slots, self.slots.plan.forward
-        for name in slots.names:
-            slot, node = f"state.{name}", plan.next[name]
-            if name == slots.names[0] and node is plan.output:
+        for number, (slot, node) in enumerate(slots.kernels.states.items()):
+            if number == 0 and node is plan.output:
                 self._stay[slot] = self._output
             else:
                 self._rings[slot] = slots.pair(slot, slots.sizes[node.size])
@@ -134,7 +133,7 @@ class ForwardPass:
             self._keep_checkpoints(span, inside)
         last = 0 if slots.reverse else span.stop - span.first - 1
         after = []
-        for slot in (f"state.{name}" for name in slots.names):
+        for slot in slots.kernels.states:
             if slot in self._rings:
                 state = self._rings[slot].select(-3, last & 1)
             elif slot in inside:
@@ -154,5 +153,5 @@ class ForwardPass:
                 return
             position = done - span.first - 1
             step = count - 1 - position if self.slots.reverse else position
-            for slot in (f"state.{name}" for name in self.slots.names):
+            for slot in self.slots.kernels.states:
                 self._stay[slot][number] = inside[slot][step]

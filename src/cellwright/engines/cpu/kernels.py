@@ -114,6 +114,18 @@ class Kernels:
         ]
 
     @cached_property
+    def states(self) -> dict[str, Node]:
+        """The states after each step, by slot."""
+        plan = self.signature.plan
+        return {f"state.{s.name}": plan.forward.next[s.name] for s in plan.graph.states}
+
+    @cached_property
+    def saved(self) -> dict[str, Node]:
+        """What else the forward pass yields for the backward pass, by slot."""
+        plan = self.signature.plan.forward
+        return {**plan.saved, **plan.saved_inputs}
+
+    @cached_property
     def fuse_from(self) -> int | None:
         """Rows a thread from which products with x are computed in the loop; None for never."""
         sizes = self.signature.size

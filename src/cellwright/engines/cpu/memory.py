@@ -25,11 +25,14 @@ class Memory(threading.local):
 
         It stays until :meth:`release`, or for the next call where it is not too large for that.
         """
-        held = self._large.get((name, dtype), self._held.get((name, dtype)))
+        key = name, dtype
+        held = self._held.get(key)
+        if self._large:
+            held = self._large.get(key, held)
         if held is None or held.numel() < elements:
             held = whole_pages(max(elements, 1), dtype)
             large = held.numel() * held.element_size() > KEEP_BELOW
-            (self._large if large else self._held)[name, dtype] = held
+            (self._large if large else self._held)[key] = held
         return held
 
     def release(self) -> None:

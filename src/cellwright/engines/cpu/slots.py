@@ -114,8 +114,9 @@ class Slots:
 
     def fresh(self, slot: str, node: Node) -> Tensor:
         """Let a slot be new memory for a value of every step."""
+        dtype = torch.bool if node.vector.boolean else self.dtype
         shape = (*self.lead, self.steps, self.rows, self.sizes[node.size])
-        return self.put_steps(slot, empty(shape, self.dtype_of(node)))
+        return self.put_steps(slot, empty(shape, dtype))
 
     def fresh_together(self, nodes: Mapping[str, Node]) -> dict[str, Tensor]:
         """Let slots be new memory for what nobody but the backward pass will see."""

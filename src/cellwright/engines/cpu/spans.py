@@ -32,6 +32,8 @@ def spans(steps: int, rows: int, row_bytes: int, unit: int = 1) -> list[Span]:
         row_bytes: working memory of one sequence's step.
         unit: of steps that have to stay together.
     """
+    if unit == 1 and steps * rows <= LEAST_ROWS:
+        return [Span(0, steps)]
     wanted = max(LEAST_ROWS, ROOM // row_bytes) // max(rows, 1) if row_bytes else steps
     units = -(-steps // unit)
     parts = -(-units // max(1, wanted // unit))
