@@ -6,6 +6,7 @@ the recurrence. Ordinary calls on ordinary tensors go from autograd straight to 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -69,23 +70,33 @@ class _Recurrence(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
         (x,), states, weights, streams, kept = split(ctx.saved_tensors, ctx.counts)
-        given = [
-            torch.zeros(shape, dtype=dtype, device=device) if gradient is None else gradient
-            for gradient, (shape, dtype, device) in zip(gradients, ctx.like, strict=True)
-        ]
-        (d_output,), d_states, d_trace = split(
-            given, [1, len(states), len(given) - len(states) - 1]
-        )
+        call = Call(ctx.signature, x, states, weights, streams, ctx.reverse)
+        cotangents = arriving(gradients, ctx.like, len(states))
         need_x = ctx.needs_input_grad[2]
         if torch.is_grad_enabled():
-            # Somebody will differentiate the gradient: the operator knows how.
-            d_x, *found = torch.ops.cellwright.recurrence_backward(
-                d_output, d_states, d_trace, x, states, weights, streams, kept,
-                ctx.signature.text, ctx.reverse, need_x, ctx.engine.name,
-            )  # fmt: skip
-            return None, None, d_x if need_x else None, *found
-        call = Call(ctx.signature, x, states, weights, streams, ctx.reverse)
-        cotangents = Cotangents(d_output, d_states, d_trace)
+            return None, None, *differentiable_gradient(call, kept, cotangents, need_x, ctx.engine)
         with own_precision(x):
             result = ctx.engine.backward(call, kept, cotangents, need_x=need_x)
         return None, None, result.x, *result.states, *result.weights
+
+
+def arriving(
+    gradients: Sequence[Tensor | None], like: Sequence[tuple[Any, ...]], states: int
+) -> Cotangents:
+    """Gradients of a call's results, zeros where none arrives; ``like`` tells their kinds."""
+    output, *others = [
+        torch.zeros(shape, dtype=dtype, device=device) if gradient is None else gradient
+        for gradient, (shape, dtype, device) in zip(gradients, like, strict=True)
+    ]
+    return Cotangents(output, others[:states], others[states:])
+
+
+def differentiable_gradient(
+    call: Call, kept: Sequence[Tensor], given: Cotangents, need_x: bool, engine: Engine
+) -> list[Tensor | None]:
+    """Gradients of x, states and weights that somebody will differentiate: by the operator."""
+    d_x, *found = torch.ops.cellwright.recurrence_backward(
+        given.output, given.states, given.trace, call.x, call.states, call.weights, call.streams,
+        kept, call.signature.text, call.reverse, need_x, engine.name,
+    )  # fmt: skip
+    return [d_x if need_x else None, *found]

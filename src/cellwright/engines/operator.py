@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cellwright.engines import choice, direct, transforms
+from cellwright.engines import beside, choice, direct, transforms
 from cellwright.engines.keeping import kept_steps
 from cellwright.engines.protocol import Call, Cotangents, Engine, Result
 from cellwright.engines.reference import differentiable
@@ -226,3 +226,16 @@ def run(call: Call) -> Result:
     trace = len(call.signature.plan.forward.trace)
     (output,), after, traced = split(outputs, [1, states, trace])
     return Result(output, after, traced, [])
+
+
+def run_all(calls: Sequence[Call]) -> list[Result]:
+    """Carry out the directions of a layer: side by side where that is faster."""
+    first = calls[0]
+    if len(calls) > 1 and not torch.compiler.is_compiling() and not transforms.are_active():
+        engine = _engine(first, AT_RUN_TIME)
+        way = engine.side_by_side(first.signature, first.x)
+        if way is not None and all(map(direct.is_possible, calls)):
+            tensors = [t for call in calls for t in (call.x, *call.states, *call.weights)]
+            keep = torch.is_grad_enabled() and any(each.requires_grad for each in tensors)
+            return beside.run(calls, way, engine, keep=keep)
+    return [run(call) for call in calls]

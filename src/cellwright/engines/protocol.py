@@ -144,6 +144,14 @@ class Engine(Protocol):
     ) -> Gradients:
         """Run the gradient loop."""
 
+    def side_by_side(self, signature: Signature, x: Tensor) -> SideBySide | None:
+        """How both directions of a layer run at the same time; None where that is no faster.
+
+        Args:
+            signature: of the layer.
+            x: (T, B, input); only its shape and dtype are read.
+        """
+
     def stream(
         self,
         signatures: Sequence[Signature],
@@ -166,3 +174,23 @@ class PreparedSteps(Protocol):
 
     def step(self, x: Tensor, states: Sequence[Tensor]) -> tuple[Tensor, list[Tensor]]:
         """Output and states after a step; contiguous tensors of the prepared sizes."""
+
+
+class SideBySide(Protocol):
+    """Carries out calls that do not wait for each other at the same time.
+
+    Every result has the bits that it has when the calls are carried out one after the other.
+    """
+
+    def forward(self, calls: Sequence[Call], *, keep: bool) -> list[Result]:
+        """As :meth:`Engine.forward` of each."""
+
+    def backward(
+        self,
+        calls: Sequence[Call],
+        kept: Sequence[Sequence[Tensor]],
+        cotangents: Sequence[Cotangents],
+        *,
+        need_x: bool,
+    ) -> list[Gradients]:
+        """As :meth:`Engine.backward` of each."""

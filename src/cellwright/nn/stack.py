@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
-from cellwright.engines import Call, Result, Signature, run
+from cellwright.engines import Call, Result, Signature, run_all
 from cellwright.errors import InputError
 from cellwright.lang import CellSpec
 from cellwright.nn import layout, masks
@@ -256,23 +256,25 @@ class RecurrentStack(nn.Module):
             signature = self.signature(
                 layer, lengths=lengths is not None, reset=reset is not None, trace=trace
             )
-            outputs = []
-            for direction in range(self.num_directions):
-                index = layer * self.num_directions + direction
-                call = Call(
+            first = layer * self.num_directions
+            calls = [
+                Call(
                     signature,
                     x,
-                    [each[index] for each in states],
+                    [each[first + direction] for each in states],
                     self.layer_weights(layer, direction),
                     self._streams(signature, x, lengths, reset, reverse=direction == 1),
                     direction == 1,
                 )
-                result = self.recur(call, layer, direction)
-                outputs.append(result.output)
+                for direction in range(self.num_directions)
+            ]
+            results = self.recur(calls, layer)
+            for result in results:
                 for into, each in zip(ended, result.states, strict=True):
                     into.append(each)
                 for name, each in zip(signature.plan.forward.trace, result.trace, strict=True):
                     traced.setdefault(name, []).append(each)
+            outputs = [result.output for result in results]
             x = outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=2)
             if self.dropout > 0 and layer < self.num_layers - 1:
                 x = nn.functional.dropout(x, self.dropout, self.training)
@@ -282,9 +284,9 @@ class RecurrentStack(nn.Module):
             {name: _stacked(each) for name, each in traced.items()},
         )
 
-    def recur(self, call: Call, layer: int, direction: int) -> Result:
-        """Run one layer in one direction."""
-        return run(call)
+    def recur(self, calls: Sequence[Call], layer: int) -> Sequence[Result]:
+        """Run one layer, in every direction."""
+        return run_all(calls)
 
     def _streams(
         self,

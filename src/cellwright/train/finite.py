@@ -186,10 +186,12 @@ def _noting(name: str, events: list[_Event]) -> Callable[..., None]:
     return note
 
 
-def _stepwise(module: RecurrentStack, name: str, events: list[_Event]) -> Callable[..., Result]:
+def _stepwise(
+    module: RecurrentStack, name: str, events: list[_Event]
+) -> Callable[[Sequence[Call], int], list[Result]]:
     """A layer's `recur` that runs one step after another, noting all that can be traced."""
 
-    def recur(call: Call, layer: int, direction: int) -> Result:
+    def one_direction(call: Call, layer: int, direction: int) -> Result:
         asked = call.signature.options
         signature = module.signature(layer, lengths=asked.lengths, reset=asked.reset, trace=True)
         names = list(signature.plan.forward.trace)
@@ -218,6 +220,9 @@ def _stepwise(module: RecurrentStack, name: str, events: list[_Event]) -> Callab
         return Result(
             torch.cat([outputs[t] for t in order]), states, traced_all if asked.trace else [], []
         )
+
+    def recur(calls: Sequence[Call], layer: int) -> list[Result]:
+        return [one_direction(call, layer, direction) for direction, call in enumerate(calls)]
 
     return recur
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from cellwright.engines.cpu import bfloat, jit, population, repeated, spatial, spatial_backward
+from cellwright.engines.cpu import bfloat, jit, lanes, population, repeated, spatial, spatial_backward
 from cellwright.engines.cpu.backward_pass import BackwardPass
 from cellwright.engines.cpu.forward_pass import ForwardPass
 from cellwright.engines.cpu.kernels import NO_BF16, kernels
@@ -15,7 +15,7 @@ from cellwright.engines.cpu.memory import memory
 from cellwright.engines.cpu.slots import Slots
 from cellwright.engines.cpu.streaming import Stream
 from cellwright.engines.cpu.turns import complete
-from cellwright.engines.protocol import Call, Cotangents, Gradients, Result
+from cellwright.engines.protocol import Call, Cotangents, Gradients, Result, SideBySide
 from cellwright.engines.signature import Signature
 
 
@@ -55,6 +55,10 @@ class CpuEngine:
     def way(self, signature: Signature, device: torch.device, dtype: torch.dtype) -> str:
         """Nothing: there is one form only."""
         return ""
+
+    def side_by_side(self, signature: Signature, x: Tensor) -> SideBySide | None:
+        """How both directions of a layer run at the same time; None where that is no faster."""
+        return lanes if lanes.are_faster(signature, x) else None
 
     def forward(self, call: Call, *, keep: bool) -> Result:
         """Run the forward programs."""

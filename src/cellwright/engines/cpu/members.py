@@ -47,15 +47,15 @@ class Script:
 
     Args:
         members: how many.
-        lane: its number, where it runs beside others and has working memory of its own.
     """
 
-    def __init__(self, members: int, lane: int | None = None):
+    _place = ""  # what the names of its working memory end with
+
+    def __init__(self, members: int):
         self.members = members
         self.team = max(1, min(threads.count(), members))
         self.work = 0  # multiplications
-        self.held: list[Tensor] = []  # what the arguments point into
-        self._place = "" if lane is None else f" of lane {lane}"
+        self.held: list[object] = []  # what the arguments point into
         self._programs: list[tuple[int, int, list[int]]] = []
         self._longest = 0
 
@@ -99,8 +99,8 @@ class Script:
         self._longest = max(self._longest, count)
         self.work += work * self.members
 
-    def written(self) -> ctypes.Array[ctypes.c_int64]:
-        """What the driver reads. The script is empty afterwards."""
+    def run(self) -> None:
+        """Carry everything out, and forget it."""
         begin = len(HEAD) + len(FIELDS) * len(self._programs)
         total = begin + sum(len(numbers) for _, _, numbers in self._programs)
         space = (self._longest + 15) // 8 * 8  # on cache lines of their own
@@ -112,27 +112,10 @@ class Script:
             head += [program, rows, len(numbers) // 3, base + 8 * (begin + len(behind))]
             behind += numbers
         values[:total] = [*head, *behind]
-        self._programs, self._longest, self.work = [], 0, 0
-        return values
-
-    def run(self) -> None:
-        """Carry everything out, and forget it."""
         team = self.team if self.work >= ALONE_BELOW else 1
-        values = self.written()
-        driver = _driver(jit.features_limit()).members
-        threads.launch(driver, ctypes.addressof(values), self.members, threads.SHARES, team)
-        self.held = []
-
-
-def run_side_by_side(scripts: Sequence[Script]) -> None:
-    """Carry out scripts of one member each, every one on a thread, and forget them."""
-    written = [each.written() for each in scripts]
-    table = (ctypes.c_int64 * len(written))(*map(ctypes.addressof, written))
-    driver = _driver(jit.features_limit()).lanes
-    team = min(threads.count(), len(scripts))
-    threads.launch(driver, ctypes.addressof(table), len(scripts), threads.ROWS, team)
-    for each in scripts:
-        each.held = []
+        driver = _driver(jit.features_limit())
+        threads.launch(driver.members, base, self.members, threads.SHARES, team)
+        self._programs, self._longest, self.work, self.held = [], 0, 0, []
 
 
 def within(tensor: Tensor) -> Tensor:
@@ -164,7 +147,8 @@ class _Driver:
 @lru_cache(maxsize=4)
 def _driver(limit: str) -> _Driver:
     module = ir.Module("cellwright_members")
-    _emit_lanes(module, _emit_members(module))
+    _emit_members(module)
+    _emit_lanes(module)
     code = jit.compile_ir(str(module), limit)
     return _Driver(code, code.address(ENTRY), code.address("run_lanes"))
 
@@ -181,7 +165,7 @@ def _number(e: Emitter, base: Value, place: Value) -> Value:
     return e.load(e.b.gep(base, [place], source_etype=I64), I64, 8)
 
 
-def _emit_members(module: ir.Module) -> ir.Function:
+def _emit_members(module: ir.Module) -> None:
     """``run(script, -, members, share, shares)``: a script for this share of the members."""
     function, e = _begin(module, ENTRY)
     script, _, members, share, shares = function.args
@@ -204,14 +188,27 @@ def _emit_members(module: ir.Module) -> ir.Function:
         callee = threads.Callee(b.inttoptr(program, POINTER), _RUN)
         b.call(callee, [arguments, e.i64(0), rows, e.i64(0), e.i64(1)])
     b.ret_void()
-    return function
 
 
-def _emit_lanes(module: ir.Module, members: ir.Function) -> None:
-    """``run_lanes(scripts, first, end, -, -)``: these of some scripts of one member each."""
+def _emit_lanes(module: ir.Module) -> None:
+    """``run_lanes(lanes, first, end, -, -)``: the programs of these lanes."""
     function, e = _begin(module, "run_lanes")
-    scripts, first, end, _, _ = function.args
+    lanes, first, end, _, _ = function.args
+    b = e.b
     with e.loop(first, end) as which:
-        script = e.b.inttoptr(_number(e, scripts, which), POINTER)
-        e.b.call(members, [script, e.i64(0), e.i64(1), e.i64(0), e.i64(1)])
-    e.b.ret_void()
+        lane = b.inttoptr(_number(e, lanes, which), POINTER)
+        with e.loop(e.i64(0), _number(e, lane, e.i64(0))) as number:
+            start = b.add(e.i64(1), b.mul(number, e.i64(3)))
+            program, at, rows = (_number(e, lane, b.add(start, e.i64(k))) for k in range(3))
+            callee = threads.Callee(b.inttoptr(program, POINTER), _RUN)
+            b.call(callee, [b.inttoptr(at, POINTER), e.i64(0), rows, e.i64(0), e.i64(1)])
+    b.ret_void()
+
+
+def lanes_driver() -> int:
+    """Address of the loop over lanes: ``rows`` are their number.
+
+    Its arguments are the addresses of the lanes, and at each: how many programs there are, then
+    the address of each, of its arguments, and its rows.
+    """
+    return _driver(jit.features_limit()).lanes

@@ -122,6 +122,9 @@ class GpuEngine:
     def _run(self, call: Call) -> _Run:
         return _Run(call, self._form(call.signature, call.x.device, call.x.dtype).name)
 
+    def side_by_side(self, signature: Signature, x: Tensor) -> None:
+        """Nothing: calls run one after the other."""
+
     def stream(
         self,
         signatures: Sequence[Signature],

@@ -75,6 +75,9 @@ class ReferenceEngine:
             return gradient(call, kept, cotangents)
         return segments.backward(call, kept, cotangents, _kept, gradient)
 
+    def side_by_side(self, signature: Signature, x: Tensor) -> None:
+        """Nothing: calls run one after the other."""
+
     def stream(
         self,
         signatures: Sequence[Signature],

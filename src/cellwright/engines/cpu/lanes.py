@@ -1,0 +1,114 @@
+"""Calls side by side: each on a thread of its own, from beginning to end."""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Callable, Mapping, Sequence
+from typing import TypeVar
+
+from torch import Tensor
+
+from cellwright.engines.cpu import threads
+from cellwright.engines.cpu.backward_pass import BackwardPass
+from cellwright.engines.cpu.forward_pass import ForwardPass
+from cellwright.engines.cpu.members import Script, Stride, lanes_driver
+from cellwright.engines.cpu.memory import memory
+from cellwright.engines.cpu.scripted import Scripted
+from cellwright.engines.cpu.turns import Turns
+from cellwright.engines.protocol import Call, Cotangents, Gradients, Result
+from cellwright.engines.signature import Signature
+
+T = TypeVar("T")
+
+
+class Lane(Script):
+    """The programs of one call, run by one thread.
+
+    Args:
+        number: of the lane; each has working memory of its own.
+    """
+
+    def __init__(self, number: int):
+        super().__init__(1)
+        self._place = f" of lane {number}"
+        self._tasks: list[int] = []
+
+    @property
+    def count(self) -> int:
+        return len(self._tasks)
+
+    def add(
+        self, program: int, rows: int, arguments: Sequence[int], strides: Mapping[int, Stride],
+        work: int,
+    ) -> None:  # fmt: skip
+        values = (ctypes.c_int64 * len(arguments))(*arguments)
+        self.held.append(values)
+        self._tasks += [program, ctypes.addressof(values), rows]
+
+    def written(self) -> ctypes.Array[ctypes.c_int64]:
+        """Its programs, as the driver reads them."""
+        return (ctypes.c_int64 * (1 + len(self._tasks)))(len(self._tasks) // 3, *self._tasks)
+
+    def clear(self) -> None:
+        """Forget what has run."""
+        self._tasks, self.held = [], []
+
+
+def are_faster(signature: Signature, x: Tensor) -> bool:
+    """Whether both directions of a layer are faster on a thread each."""
+    return ON and threads.count() == 2 and not signature.spatial
+
+
+ON = True
+
+
+def forward(calls: Sequence[Call], *, keep: bool) -> list[Result]:
+    """Run the forward programs of every call."""
+    return _complete(calls, lambda slots, _: ForwardPass(slots, keep=keep).turns())
+
+
+def backward(
+    calls: Sequence[Call],
+    kept: Sequence[Sequence[Tensor]],
+    cotangents: Sequence[Cotangents],
+    *,
+    need_x: bool,
+) -> list[Gradients]:
+    """Run the backward programs of every call."""
+
+    def begin(slots: Scripted, number: int) -> Turns[Gradients]:
+        arriving = kept[number], cotangents[number]
+        return BackwardPass(slots, *arriving, need_x=need_x, need_weights=True).turns()
+
+    return _complete(calls, begin)
+
+
+def _complete(calls: Sequence[Call], begin: Callable[[Scripted, int], Turns[T]]) -> list[T]:
+    """The results of passes, of which a turn of each runs at the same time."""
+    lanes = [Lane(number) for number in range(len(calls))]
+    try:
+        passes = [begin(Scripted(call, lanes[k]), k) for k, call in enumerate(calls)]
+        found: dict[int, T] = {}
+        while len(found) < len(passes):
+            for number, each in enumerate(passes):
+                if number not in found:
+                    try:
+                        next(each)
+                    except StopIteration as ended:
+                        found[number] = ended.value
+            _run(lanes)
+        return [found[number] for number in range(len(passes))]
+    finally:
+        memory.release()
+
+
+def _run(lanes: Sequence[Lane]) -> None:
+    busy = [each for each in lanes if each.count]
+    if not busy:
+        return
+    written = [each.written() for each in busy]
+    table = (ctypes.c_int64 * len(written))(*map(ctypes.addressof, written))
+    team = min(threads.count(), len(busy))
+    threads.launch(lanes_driver(), ctypes.addressof(table), len(busy), threads.ROWS, team)
+    for each in busy:
+        each.clear()
