@@ -8,7 +8,7 @@ from typing import TypeVar
 
 from torch import Tensor
 
-from cellwright.engines.cpu import threads
+from cellwright.engines.cpu import repeated, threads
 from cellwright.engines.cpu.backward_pass import BackwardPass
 from cellwright.engines.cpu.forward_pass import ForwardPass
 from cellwright.engines.cpu.members import Script, Stride, lanes_driver
@@ -64,6 +64,9 @@ ON = True
 
 def forward(calls: Sequence[Call], *, keep: bool) -> list[Result]:
     """Run the forward programs of every call."""
+    run = None if keep else repeated.ready_together(calls)
+    if run is not None:
+        return run(calls)
     return _complete(calls, lambda slots, _: ForwardPass(slots, keep=keep).turns())
 
 

@@ -6,14 +6,17 @@ with the same extents once more, its arguments and its working memory are made r
 
 from __future__ import annotations
 
+import ctypes
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from cellwright.engines.cpu import jit, threads
 from cellwright.engines.cpu.kernels import Kernels, kernels
+from cellwright.engines.cpu.members import lanes_driver
 from cellwright.engines.cpu.pages import quick_empty
 from cellwright.engines.protocol import Call, Result
 
@@ -27,13 +30,14 @@ LARGE = 1 << 20
 """Weights of a program from which on a second place for them is too much memory."""
 
 Run = Callable[[Call], Result]
+RunTogether = Callable[[Sequence[Call]], list[Result]]
 
 
 class _Ready(threading.local):
     """What this thread of Python has ready, and the kind of call that it ran last."""
 
     def __init__(self) -> None:
-        self.runs: dict[object, Run | None] = {}  # None where there is no such way
+        self.runs: dict[object, Any] = {}  # None where there is no such way
         self.last: dict[object, object] = {}  # of each signature and direction
 
 
@@ -42,51 +46,110 @@ _ready = _Ready()
 
 def ready(call: Call) -> Run | None:
     """A way to run calls like this one that has been made ready, or is now; else None."""
+    found: Run | None = _find(call, call.reverse, _alone, call)
+    return found
+
+
+def ready_together(calls: Sequence[Call]) -> RunTogether | None:
+    """The same for both directions of a layer, on a thread each."""
+    found: RunTogether | None = _find(calls[0], None, _together, calls)
+    return found
+
+
+def _find(call: Call, reverse: bool | None, make: Callable[[Any], Any], what: object) -> Any:
     x, limit = call.x, jit.features_limit()
-    kind = (call.signature.text, x.shape, x.dtype, call.reverse, threads.count(), limit)
+    kind = (call.signature.text, x.shape, x.dtype, reverse, threads.count(), limit)
     if kind in _ready.runs:
         return _ready.runs[kind]
     # Batches of ever other lengths would be made ready in vain.
-    layer = call.signature.text, call.reverse
+    layer = call.signature.text, reverse
     if _ready.last.get(layer) != kind:
         _ready.last[layer] = kind
         return None
     if len(_ready.runs) >= CALLS:
         _ready.runs.clear()
         _ready.last.clear()
-    _ready.runs[kind] = _make_ready(call)
+    _ready.runs[kind] = make(what)
     return _ready.runs[kind]
 
 
-def _make_ready(call: Call) -> Run | None:
+def _alone(call: Call) -> Run | None:
+    bound = _bound(call, threads.count())
+    return None if bound is None else _run_alone(bound)
+
+
+def _run_alone(bound: _Bound) -> Run:
+    starts = [threads.Prepared(each) for each in bound.launches]
+    enter, leave = bound.enter, bound.leave
+
+    def run(call: Call) -> Result:
+        output, entered = enter(call)
+        for each in starts:
+            each.run()
+        return leave(output, entered)
+
+    return run
+
+
+def _together(calls: Sequence[Call]) -> RunTogether | None:
+    made = [_bound(call, 1) for call in calls]
+    bounds = [each for each in made if each is not None]
+    if len(bounds) < len(made):
+        return None
+    tables = []
+    for each in bounds:
+        tasks = [number for t in each.launches for number in (t.address, t.arguments, t.rows)]
+        tables.append((ctypes.c_int64 * (1 + len(tasks)))(len(each.launches), *tasks))
+    table = (ctypes.c_int64 * len(tables))(*map(ctypes.addressof, tables))
+    start = threads.Prepared(
+        threads.Launch(
+            lanes_driver(), ctypes.addressof(table), len(tables), threads.ROWS, len(tables)
+        )
+    )
+    kept = table, tables
+
+    def run(calls: Sequence[Call]) -> list[Result]:
+        assert kept  # where the programs are told from
+        entered = [bound.enter(call) for bound, call in zip(bounds, calls, strict=True)]
+        start.run()
+        return [bound.leave(*each) for bound, each in zip(bounds, entered, strict=True)]
+
+    return run
+
+
+def _bound(call: Call, team: int) -> _Bound | None:
+    """Calls like this one, on so many threads; None where it is not worth while or not possible."""
     plan = call.signature.plan
     if plan.graph.streams or plan.forward.once or plan.forward.trace:
         return None
     made = kernels(call.signature.text, call.x.dtype == torch.float64, jit.features_limit())
     steps, rows = call.x.shape[:2]
-    _, inputs, loop = made.forward(False, made.fuses(rows, threads.count()))
+    _, inputs, loop = made.forward(False, made.fuses(rows, team))
     programs = [each for each in (inputs, loop) if each is not None]
     work = steps * rows * sum(each.work for each in programs)
     small = 0 < work <= MOST and all(each.packed < LARGE for each in programs)
     if not small or not all(each.can_bind for each in programs):
         return None
-    return _Bound(call, made).run
+    return _Bound(call, made, team)
 
 
 class _Bound:
     """The forward pass of calls like this one, with memory of its own."""
 
-    def __init__(self, call: Call, made: Kernels):
+    def __init__(self, call: Call, made: Kernels, team: int):
         plan, sizes, dtype = call.signature.plan, call.signature.size, call.x.dtype
         steps, rows = call.x.shape[:2]
-        programs, inputs, loop = made.forward(False, made.fuses(rows, threads.count()))
+        weights = [_whole(each) for each in call.weights]
+        programs, inputs, loop = made.forward(False, made.fuses(rows, team))
         self._at: dict[str, int] = {}
-        self._start_inputs = None
+        self._bound = []
         if inputs is not None:
             self._inputs = torch.empty(steps * rows * programs.width, dtype=dtype)
             self._at["inputs"] = self._inputs.data_ptr()
-            self._start_inputs = inputs.bind(1, steps * rows)
-        self._start_loop = loop.bind(steps, rows, reverse=call.reverse, ring=True)
+            self._bound.append(inputs.bind(weights, 1, steps * rows, alone=team == 1))
+        how = {"reverse": call.reverse, "ring": True, "alone": team == 1}
+        self._bound.append(loop.bind(weights, steps, rows, **how))
+        self.launches = [launch for each in self._bound for launch in each.launches]
         self._last = call.steps[-1]
         # The state that is left after the last of two steps in turn; None for the output.
         self._left: list[Tensor | None] = []
@@ -102,8 +165,8 @@ class _Bound:
         units = sizes[plan.forward.output.size]
         self._output = (steps, rows, units), (rows * units, units, 1), dtype
 
-    def run(self, call: Call) -> Result:
-        """Run it."""
+    def enter(self, call: Call) -> tuple[Tensor, list[Tensor]]:
+        """Let the programs work on a call; returns its output to be, and what they will read."""
         at = self._at
         output = quick_empty(*self._output)
         weights = [_whole(each) for each in call.weights]
@@ -114,10 +177,12 @@ class _Bound:
         at["x"], at["output"] = x.data_ptr(), output.data_ptr()
         for slot, each in zip(self._initial, before, strict=True):
             at[slot] = each.data_ptr()
-        if self._start_inputs is not None:
-            self._start_inputs(at, weights)
-        self._start_loop(at, weights)
-        del entering  # until here the loops have read it
+        for bound in self._bound:
+            bound.enter(at, weights)
+        return output, entering + weights
+
+    def leave(self, output: Tensor, entered: list[Tensor]) -> Result:
+        """The call's results, when the programs have run."""
         after = [(output[self._last] if each is None else each).clone() for each in self._left]
         return Result(output, after, [], [])
 

@@ -41,6 +41,21 @@ class Weight:
     columns: int
 
 
+@dataclass(frozen=True)
+class Bound:
+    """A program with arguments and working memory of its own.
+
+    Attributes:
+        enter: says where arrays and weights are from now on.
+        launches: to put the weights in order and to run it.
+        held: the memory.
+    """
+
+    enter: Callable[[Addresses, Sequence[Tensor]], None]
+    launches: Sequence[threads.Launch]
+    held: Sequence[Tensor]
+
+
 Addresses = dict[str, int]
 """Addresses of arrays by the names of a program's slots."""
 
@@ -242,45 +257,49 @@ class Compiled:
         return not self._in_blocks
 
     def bind(
-        self, steps: int, rows: int, *, reverse: bool = False, ring: bool = False
-    ) -> Callable[[Addresses, Sequence[Tensor]], None]:
+        self, weights: Sequence[Tensor], steps: int, rows: int, *, reverse: bool = False,
+        ring: bool = False, alone: bool = False,
+    ) -> Bound:  # fmt: skip
         """The same as :meth:`pack` and :meth:`run`, with memory of its own for these extents.
 
-        Returns:
-            a function of the arrays' addresses and the weights.
+        Args:
+            weights: of a call, contiguous; others may follow.
+            steps, rows, reverse, ring: as in :meth:`run`.
+            alone: one thread does it.
         """
-        how, team = self.way(steps, rows)
+        how, team = (threads.ROWS, 1) if alone else self.way(steps, rows)
         values, place, held = self._room(rows, team if how == threads.SHARES else 1)
-        base = held[0].data_ptr()
-        local: dict[str, Any] = {}
         _extents(values, self._extents_at, steps, rows, reverse, 1 if ring else -1)
         brief = rows * self.work * steps < ALONE_BELOW
-        start = threads.Prepared(self.address, place, rows, how=how, most=team, brief=brief)
-        fill, at_pointers, names = self._pointers, self._pointers_at, self._pointed
-        fixed = {name: values[self.program.slots[name]] for name in self._own_slots()}
+        launches = [threads.Launch(self.address, place, rows, how, team, brief)]
+        base = held[0].data_ptr()
+        local: dict[str, Any] = {}
         read = sorted({each.tensor for each in self._weights})
         placed: list[int] = []
-        pack: threads.Prepared | None = None
 
-        def run(at: Addresses, weights: Sequence[Tensor]) -> None:
-            nonlocal pack
-            if self.packed:
-                places = [weights[tensor].data_ptr() for tensor in read]
-                if placed != places:
-                    placed[:] = places
-                    self._place_copies(local, [base, *map(Tensor.data_ptr, weights)], weights, held)
-                    most = threads.count() if self.packed > 100_000 else 1
-                    pack = threads.Prepared(
-                        self._packer, local["copies_at"], 1, how=threads.SHARES, most=most,
-                        brief=brief,
-                    )  # fmt: skip
-                assert pack is not None
-                pack.run()
+        def place_weights(weights: Sequence[Tensor]) -> None:
+            places = [weights[tensor].data_ptr() for tensor in read]
+            if placed != places:
+                placed[:] = places
+                self._place_copies(local, [base, *map(Tensor.data_ptr, weights)], weights, held)
+
+        if self.packed:
+            place_weights(weights)
+            most = threads.count() if self.packed > 100_000 and not alone else 1
+            packing = threads.Launch(
+                self._packer, local["copies_at"], 1, threads.SHARES, most, brief
+            )
+            launches.insert(0, packing)
+        fill, at_pointers, names = self._pointers, self._pointers_at, self._pointed
+        fixed = {name: values[self.program.slots[name]] for name in self._own_slots()}
+
+        def enter(at: Addresses, weights: Sequence[Tensor]) -> None:
+            if read:
+                place_weights(weights)
             at |= fixed
             fill(values, at_pointers, *[at[name] for name in names])
-            start.run()
 
-        return run
+        return Bound(enter, launches, held)
 
     def _own_slots(self) -> list[str]:
         return [name for _, name, _ in (*self._temporaries, *self._words)]

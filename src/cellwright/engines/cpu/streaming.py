@@ -15,7 +15,7 @@ from cellwright.engines.cpu import jit, threads
 from cellwright.engines.cpu.kernels import Kernels, kernels
 from cellwright.engines.cpu.pages import quick_empty
 from cellwright.engines.cpu.runtime import SHARE_FROM
-from cellwright.engines.cpu.threads import SHARES, Prepared
+from cellwright.engines.cpu.threads import SHARES, Launch, Prepared
 from cellwright.engines.signature import Signature
 
 _address = Tensor.data_ptr
@@ -49,9 +49,8 @@ class LayerStep:
         most = max(threads.count(), os.cpu_count() or 1) if self.shared else 1
         self.arguments, place, self._held = compiled.prepare(self._weights, rows, most)
         self.fill = struct.Struct(f"{len(made.step_slots)}q").pack_into
-        launch = Prepared(
-            compiled.address, place, rows, how=SHARES, most=most, brief=not self.shared
-        )
+        brief = not self.shared
+        launch = Prepared(Launch(compiled.address, place, rows, SHARES, most, brief))
         self.run = launch.run
         self._kept = compiled, launch  # the machine code and the launch stay where they are
 

@@ -260,34 +260,47 @@ def launch(address: int, arguments: int, rows: int, how: int, threads: int) -> N
         _pool_is_taken.release()
 
 
-class Prepared:
-    """A launch with the same arguments again and again, with as little around it as can be.
+@dataclass(frozen=True)
+class Launch:
+    """A loop to be run with the same arguments again and again.
 
-    Args:
+    Attributes:
         address: of the compiled ``run``.
         arguments: address of its arguments, which stay where they are.
         rows: of the batch.
         how: what is shared out: ``ROWS`` or ``SHARES``.
         most: threads at most.
         brief: the loop is short: a single thread keeps Python's lock.
+    """
+
+    address: int
+    arguments: int
+    rows: int
+    how: int
+    most: int
+    brief: bool = False
+
+
+class Prepared:
+    """A launch with as little around it as can be.
 
     Attributes:
         run: launches it.
     """
 
-    def __init__(
-        self, address: int, arguments: int, rows: int, *, how: int, most: int, brief: bool = False
-    ):
-        self._most = most
+    def __init__(self, launch: Launch):
+        self._most = most = launch.most
         self._runtime = _runtime(jit.features_limit())
-        self._job = (ctypes.c_int64 * 5)(address, arguments, rows, how, 1)
+        self._job = (ctypes.c_int64 * 5)(
+            launch.address, launch.arguments, launch.rows, launch.how, 1
+        )
         self._place = ctypes.addressof(self._job)
         self.run: Callable[[], object]
         if most > 1:
             self._alone, self._together = _JOB(self._runtime.alone), _JOB(self._runtime.together)
             self.run = self._run_shared
         else:
-            kind = ctypes.PYFUNCTYPE(None, ctypes.c_void_p) if brief else _JOB
+            kind = ctypes.PYFUNCTYPE(None, ctypes.c_void_p) if launch.brief else _JOB
             self.run = partial(kind(self._runtime.alone), self._place)
 
     def _run_shared(self) -> None:
