@@ -74,7 +74,21 @@ def explain(layer: RecurrentStack, x: Tensor | PackedSequence) -> Explanation:
             reason = f"under torch.func it runs as torch operations: {objection}"
         elif members is not None:
             reason += f"; a population: {members} sets of weights, shared out over the threads"
+    elif layer.bidirectional:
+        like = torch.empty(_extents(layer, x), dtype=data.dtype, device="meta")
+        if chosen.engine.side_by_side(signature, like) is not None:
+            reason += "; both directions run at the same time, on a thread each"
     return Explanation(name, reason, _describe(layer, data), form)
+
+
+def _extents(layer: RecurrentStack, x: Tensor | PackedSequence) -> tuple[int, ...]:
+    """(T, B, input)."""
+    if isinstance(x, PackedSequence):
+        return len(x.batch_sizes), int(x.batch_sizes[0]), x.data.shape[-1]
+    if x.dim() == 2:
+        return x.shape[0], 1, x.shape[1]
+    first, second, *others = x.shape
+    return (second, first, *others) if layer.batch_first else (first, second, *others)
 
 
 def _describe(layer: RecurrentStack, x: Tensor) -> str:

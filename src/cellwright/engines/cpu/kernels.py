@@ -114,6 +114,16 @@ class Kernels:
         ]
 
     @cached_property
+    def step_work(self) -> int:
+        """Multiplications of one row in a step, those with x left out."""
+        sizes = self.signature.size
+        return sum(
+            sizes[p.type.rows] * sizes[p.type.columns]
+            for p in self.signature.plan.parameters
+            if isinstance(p.type, Matrix) and p.type.columns != INPUT
+        )
+
+    @cached_property
     def states(self) -> dict[str, Node]:
         """The states after each step, by slot."""
         plan = self.signature.plan

@@ -6,19 +6,28 @@ import ctypes
 from collections.abc import Callable, Mapping, Sequence
 from typing import TypeVar
 
+import torch
 from torch import Tensor
 
-from cellwright.engines.cpu import repeated, threads
+from cellwright.engines.cpu import jit, product, repeated, threads
 from cellwright.engines.cpu.backward_pass import BackwardPass
 from cellwright.engines.cpu.forward_pass import ForwardPass
+from cellwright.engines.cpu.kernels import kernels
 from cellwright.engines.cpu.members import Script, Stride, lanes_driver
 from cellwright.engines.cpu.memory import memory
+from cellwright.engines.cpu.runtime import way
 from cellwright.engines.cpu.scripted import Scripted
 from cellwright.engines.cpu.turns import Turns
 from cellwright.engines.protocol import Call, Cotangents, Gradients, Result
 from cellwright.engines.signature import Signature
 
 T = TypeVar("T")
+
+LEAST = 400_000
+"""Multiplications in a direction's loop from which a thread for each pays."""
+
+FEW_ROWS = 2 * product.ROW_BLOCKS[0]
+"""Rows from which the tiles of two threads that share them are full."""
 
 
 class Lane(Script):
@@ -55,11 +64,21 @@ class Lane(Script):
 
 
 def are_faster(signature: Signature, x: Tensor) -> bool:
-    """Whether both directions of a layer are faster on a thread each."""
-    return ON and threads.count() == 2 and not signature.spatial
+    """Whether both directions of a layer are faster on a thread each, by the shapes.
 
-
-ON = True
+    They are where a loop by itself would run on one thread, or would share out so few rows that
+    the tiles of its products are not full.
+    """
+    team = threads.count()
+    if team < 2 or signature.spatial:
+        return False
+    steps, rows = x.shape[0], x.shape[1]
+    double = x.dtype == torch.float64
+    work = kernels(signature.text, double, jit.features_limit()).step_work
+    if steps * rows * work < LEAST:
+        return False
+    how, shared = way(work, steps, rows)
+    return shared == 1 or (team == 2 and how == threads.ROWS and rows < FEW_ROWS)
 
 
 def forward(calls: Sequence[Call], *, keep: bool) -> list[Result]:

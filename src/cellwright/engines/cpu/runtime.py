@@ -62,6 +62,21 @@ Addresses = dict[str, int]
 _extents = struct.Struct("4q").pack_into  # steps, rows, reverse, ring
 
 
+def way(work: int, steps: int, rows: int) -> tuple[int, int]:
+    """What of a loop is shared out among how many threads: ``threads.ROWS`` or ``threads.SHARES``.
+
+    Args:
+        work: multiplications of a row in a step.
+        steps, rows: extents of the loop.
+    """
+    team = threads.count()
+    if rows * work * steps < ALONE_BELOW:
+        return threads.ROWS, 1
+    if rows >= 2 * team and (rows >= MANY_ROWS * team or work < LARGE_WEIGHTS):
+        return threads.ROWS, team
+    return threads.SHARES, team if rows * work >= SHARE_FROM else 1
+
+
 class Compiled:
     """A program as machine code, and its arguments as far as they stay from call to call."""
 
@@ -117,22 +132,18 @@ class Compiled:
             reverse: steps are taken from the last to the first.
             ring: only two steps of each state are kept.
         """
-        how, team = self.way(steps, rows)
+        how, team = self._way(steps, rows)
         self._take_temporaries(at, rows, team if how == threads.SHARES else 1)
         arguments = self._arguments(at, packed, steps, rows, reverse, ring)
         threads.launch(self.address, arguments, rows, how, team)
 
-    def way(self, steps: int, rows: int) -> tuple[int, int]:
-        """What is shared out among how many threads: ``threads.ROWS`` or ``threads.SHARES``."""
+    def _way(self, steps: int, rows: int) -> tuple[int, int]:
+        """As :func:`way`, also of a program without products."""
+        if self.work:
+            return way(self.work, steps, rows)
         team = threads.count()
-        if not self.work:
-            few = rows < 2 * team or rows * steps * self._widest < POINTWISE_ALONE_BELOW
-            return threads.ROWS, 1 if few else team
-        if rows * self.work * steps < ALONE_BELOW:
-            return threads.ROWS, 1
-        if rows >= 2 * team and (rows >= MANY_ROWS * team or self.work < LARGE_WEIGHTS):
-            return threads.ROWS, team
-        return threads.SHARES, team if rows * self.work >= SHARE_FROM else 1
+        few = rows < 2 * team or rows * steps * self._widest < POINTWISE_ALONE_BELOW
+        return threads.ROWS, 1 if few else team
 
     def pack_in(self, script: Script, weights: Sequence[Tensor], memory_name: str) -> int:
         """Let a script put every member's weights in order; else as :meth:`pack`."""
@@ -267,7 +278,7 @@ class Compiled:
             steps, rows, reverse, ring: as in :meth:`run`.
             alone: one thread does it.
         """
-        how, team = (threads.ROWS, 1) if alone else self.way(steps, rows)
+        how, team = (threads.ROWS, 1) if alone else self._way(steps, rows)
         values, place, held = self._room(rows, team if how == threads.SHARES else 1)
         _extents(values, self._extents_at, steps, rows, reverse, 1 if ring else -1)
         brief = rows * self.work * steps < ALONE_BELOW
