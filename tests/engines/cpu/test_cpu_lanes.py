@@ -11,7 +11,7 @@ from engines.cpu.test_cpu_bits import call_of as ordinary_call_of
 from engines.cpu.test_cpu_save import SHAPE, call_of, in_spans
 
 import cellwright as cw
-from cellwright.engines.cpu import jit, lanes, repeated, threads
+from cellwright.engines.cpu import jit, lanes, threads
 from cellwright.engines.cpu.kernels import kernels
 from cellwright.plan import SAVES, StepOptions
 
@@ -89,8 +89,7 @@ def test_x_and_gradients_that_lie_anyhow():
     check(directions(replace(call, x=x)))
 
 
-def test_a_lane_never_waits_for_another(monkeypatch):
-    """Also where there are fewer threads than lanes."""
+def test_fewer_threads_than_calls():
     torch.set_num_threads(2)
     first, second = directions(call_of("lstm"))
     check([first, second, first])
@@ -200,30 +199,6 @@ def test_a_layer_without_gradient_of_x_or_of_weights(ways):
         layer(turned)[0].square().sum().backward()
         found.append({"x": turned.grad})
     assert_equal(*found[2:], "of x")
-
-
-def test_calls_that_come_again_start_together(ways, monkeypatch):
-    monkeypatch.undo()
-    monkeypatch.setattr(lanes, "are_faster", lambda signature, x: True)
-    torch.set_num_threads(2)
-    repeated._ready.runs.clear()
-    layer = cw.nn.LSTM(5, 18, bidirectional=True)
-    x, other = torch.randn(2, 9, 4, 5)
-    with torch.no_grad():
-        first = [each.clone() for each in (layer(x)[0], *layer(x)[1])]
-        assert len(repeated._ready.runs) == 1
-        launches = Launches(monkeypatch)
-        for _ in range(3):
-            layer(other)
-            y, state = layer(x)
-            assert all(map(torch.equal, (y, *state), first))
-        assert not launches.seen, "all of it is prepared"
-        layer.weight_hh_l0_reverse.mul_(0.5)
-        assert not torch.equal(layer(x)[0], first[0])
-        assert torch.equal(layer(x)[0][..., :18], first[0][..., :18])
-        torch.set_num_threads(1)
-        assert torch.equal(layer(x)[0][..., :18], first[0][..., :18])
-    repeated._ready.runs.clear()
 
 
 # Which way is taken ---------------------------------------------------------------------------

@@ -4,9 +4,10 @@ import threading
 
 import pytest
 import torch
+from engines.cpu.test_cpu_bits import Launches
 
 import cellwright as cw
-from cellwright.engines.cpu import repeated
+from cellwright.engines.cpu import lanes, repeated
 
 
 @pytest.fixture(autouse=True)
@@ -112,3 +113,25 @@ def test_several_threads_of_python(team):
     for each in workers:
         each.join()
     assert not wrong
+
+
+def test_both_directions_start_together(monkeypatch):
+    monkeypatch.setattr(lanes, "are_faster", lambda signature, x: True)
+    torch.set_num_threads(2)
+    layer = cw.nn.LSTM(5, 18, bidirectional=True)
+    x, other = torch.randn(2, 9, 4, 5)
+    with torch.no_grad():
+        first = [each.clone() for each in outputs(layer(x))]
+        layer(x)
+        assert is_ready() == 1
+        launches = Launches(monkeypatch)
+        for _ in range(3):
+            layer(other)
+            assert all(map(torch.equal, outputs(layer(x)), first))
+        assert not launches.seen, "all of it is prepared"
+        layer.weight_hh_l0_reverse.mul_(0.5)
+        forwards, backwards = layer(x)[0].split(18, -1)
+        assert torch.equal(forwards, first[0][..., :18])
+        assert not torch.equal(backwards, first[0][..., 18:])
+        torch.set_num_threads(1)
+        assert torch.equal(layer(x)[0][..., :18], forwards)

@@ -7,7 +7,15 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from cellwright.engines.cpu import bfloat, jit, lanes, population, repeated, spatial, spatial_backward
+from cellwright.engines.cpu import (
+    bfloat,
+    jit,
+    lanes,
+    population,
+    repeated,
+    spatial,
+    spatial_backward,
+)
 from cellwright.engines.cpu.backward_pass import BackwardPass
 from cellwright.engines.cpu.forward_pass import ForwardPass
 from cellwright.engines.cpu.kernels import NO_BF16, kernels

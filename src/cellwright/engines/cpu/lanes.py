@@ -13,7 +13,7 @@ from cellwright.engines.cpu import jit, product, repeated, threads
 from cellwright.engines.cpu.backward_pass import BackwardPass
 from cellwright.engines.cpu.forward_pass import ForwardPass
 from cellwright.engines.cpu.kernels import kernels
-from cellwright.engines.cpu.members import Script, Stride, lanes_driver
+from cellwright.engines.cpu.members import Arguments, Script, Stride, lanes_driver
 from cellwright.engines.cpu.memory import memory
 from cellwright.engines.cpu.runtime import way
 from cellwright.engines.cpu.scripted import Scripted
@@ -39,18 +39,23 @@ class Lane(Script):
 
     def __init__(self, number: int):
         super().__init__(1)
-        self._place = f" of lane {number}"
+        self.place = f" of lane {number}"
         self._tasks: list[int] = []
 
     @property
     def count(self) -> int:
         return len(self._tasks)
 
+    def take(self, name: str, elements: int, dtype: torch.dtype) -> Tensor:
+        taken = memory.take(name + self.place, elements, dtype)
+        self.held.append(taken)
+        return taken
+
     def add(
-        self, program: int, rows: int, arguments: Sequence[int], strides: Mapping[int, Stride],
-        work: int,
+        self, program: int, rows: int, arguments: Arguments, count: int,
+        strides: Mapping[int, Stride], work: int,
     ) -> None:  # fmt: skip
-        values = (ctypes.c_int64 * len(arguments))(*arguments)
+        values = type(arguments).from_buffer_copy(arguments)
         self.held.append(values)
         self._tasks += [program, ctypes.addressof(values), rows]
 

@@ -71,7 +71,9 @@ class Product:
             packed = script.take("outer of each thread", elements, torch.float32)
             given[outer.HEAD - 1] = packed.data_ptr()
             self.moves[outer.HEAD - 1] = 0, pad(elements) * packed.element_size()
-        script.add(runtime.helper("outer", self.double, self.bf16), 1, given, self.moves, self.work)
+        arguments = (ctypes.c_int64 * len(given))(*given)
+        address = runtime.helper("outer", self.double, self.bf16)
+        script.add(address, 1, arguments, len(given), self.moves, self.work)
 
 
 def turns(jobs: Iterable[Job]) -> int:

@@ -16,7 +16,7 @@ the memory, and the cache, of the thread that works on it.
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -39,17 +39,23 @@ Behind the first member's arguments are the distances by member, then those by t
 ALONE_BELOW = 200_000
 """Multiplications in a script below which one thread carries it out."""
 
+Arguments = ctypes.Array[ctypes.c_int64]
+
 Stride = tuple[int, int]
 """Bytes from member to member, and from thread to thread."""
+
 
 class Script:
     """Programs for each of some members, one after the other.
 
     Args:
         members: how many.
+
+    Attributes:
+        place: what tells its working memory from that of other scripts.
     """
 
-    _place = ""  # what the names of its working memory end with
+    place = ""
 
     def __init__(self, members: int):
         self.members = members
@@ -66,7 +72,7 @@ class Script:
 
     def take(self, name: str, elements: int, dtype: torch.dtype) -> Tensor:
         """Working memory of each thread, ``pad(elements)`` apart; see :meth:`Memory.take`."""
-        taken = memory.take(name + self._place, pad(elements) * self.team, dtype)
+        taken = memory.take(name, pad(elements) * self.team, dtype)
         self.held.append(taken)
         return taken
 
@@ -78,20 +84,20 @@ class Script:
         return self.take(f"{name} of program {self.count}", elements, dtype).data_ptr()
 
     def add(
-        self, program: int, rows: int, arguments: Sequence[int], strides: Mapping[int, Stride],
-        work: int,
+        self, program: int, rows: int, arguments: Arguments, count: int,
+        strides: Mapping[int, Stride], work: int,
     ) -> None:  # fmt: skip
         """Run a program too.
 
         Args:
             program: its address.
             rows: of one member.
-            arguments: of the first member on the first thread.
+            arguments: of the first member on the first thread; they are copied.
+            count: how many.
             strides: how far each argument moves; those that are not there do not.
             work: multiplications of one member.
         """
-        count = len(arguments)
-        numbers = [*arguments, *[0] * (2 * count)]
+        numbers = [*arguments[:count], *[0] * (2 * count)]
         for place, (by_member, by_thread) in strides.items():
             numbers[count + place] = by_member
             numbers[2 * count + place] = by_thread
@@ -158,7 +164,9 @@ _RUN = ir.FunctionType(ir.VoidType(), [POINTER, I64, I64, I64, I64])
 
 def _begin(module: ir.Module, name: str) -> tuple[ir.Function, Emitter]:
     function = ir.Function(module, _RUN, name)
-    return function, Emitter(module, ir.IRBuilder(function.append_basic_block("entry")), Lanes(False))
+    return function, Emitter(
+        module, ir.IRBuilder(function.append_basic_block("entry")), Lanes(False)
+    )
 
 
 def _number(e: Emitter, base: Value, place: Value) -> Value:

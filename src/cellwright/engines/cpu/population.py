@@ -11,7 +11,7 @@ from cellwright.engines.cpu import threads
 from cellwright.engines.cpu.backward_pass import BackwardPass
 from cellwright.engines.cpu.forward_pass import ForwardPass
 from cellwright.engines.cpu.members import Script
-from cellwright.engines.cpu.scripted import Scripted
+from cellwright.engines.cpu.scripted import Members
 from cellwright.engines.cpu.slots import Slots
 from cellwright.engines.cpu.turns import complete
 from cellwright.engines.protocol import Call, Cotangents, Gradients, Result
@@ -21,7 +21,7 @@ def forward(call: Call, *, keep: bool) -> Result:
     """Run the forward programs of every member."""
     if not _go_one_by_one(call):
         script = Script(call.population or 0)
-        return complete(ForwardPass(Scripted(call, script), keep=keep).turns(), script.run)
+        return complete(ForwardPass(Members(call, script), keep=keep).turns(), script.run)
     found = [complete(ForwardPass(Slots(each), keep=keep).turns()) for each in call.members()]
     return Result(
         torch.stack([each.output for each in found]),
@@ -38,7 +38,7 @@ def backward(
     needs = {"need_x": need_x, "need_weights": need_weights}
     if not _go_one_by_one(call):
         script = Script(call.population or 0)
-        slots = Scripted(call, script)
+        slots = Members(call, script)
         return complete(BackwardPass(slots, kept, cotangents, **needs).turns(), script.run)
 
     def members() -> Iterator[Gradients]:

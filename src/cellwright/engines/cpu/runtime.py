@@ -150,11 +150,11 @@ class Compiled:
         if not self.packed:
             return 0
         packed = script.take(memory_name, self.packed, self.dtype).data_ptr()
-        held: list[Tensor] = []
-        local = self._local.__dict__
-        self._place_copies(local, [packed, *[e.data_ptr() for e in weights]], weights, held)
+        # Those of a lane are found as that lane has left them.
+        local = self._local.__dict__.setdefault(memory_name + script.place, {})
+        held = self._find_copies(local, packed, weights)
         moves = self._moves(weights, held, self._apart) if script.members > 1 else {}
-        script.add(self._packer, 1, local["copies"][:], moves, 0)
+        script.add(self._packer, 1, local["copies"], len(local["copies"]), moves, 0)
         script.held += held
         return packed
 
@@ -178,8 +178,8 @@ class Compiled:
         if script.members > 1:
             moves = {slots[name]: strides[name] for name in self._pointed if name in strides}
             moves |= dict.fromkeys(self._begins, self._apart)
-        arguments = self._local.arguments[: len(slots)]
-        script.add(self.address, rows, arguments, moves, rows * self.work * steps)
+        arguments, work = self._local.arguments, rows * self.work * steps
+        script.add(self.address, rows, arguments, len(slots), moves, work)
 
     @property
     def _apart(self) -> Stride:
@@ -361,13 +361,21 @@ class Compiled:
             return 0
         base = memory.take(memory_name, self.packed, self.dtype).data_ptr()
         local = self._local.__dict__
+        held = self._find_copies(local, base, weights)
+        team = threads.count() if self.packed > 100_000 else 1
+        threads.launch(self._packer, local["copies_at"], 1, threads.SHARES, team)
+        del held  # until here it has been read
+        return base
+
+    def _find_copies(
+        self, local: dict[str, Any], base: int, weights: Sequence[Tensor]
+    ) -> list[Tensor]:
+        """Say where the weights go, unless it has been said; returns matrices made dense."""
         places = [base, *[each.data_ptr() for each in weights]]
         held: list[Tensor] = []
         if local.get("places") != places or self._in_blocks:
             self._place_copies(local, places, weights, held)
-        team = threads.count() if self.packed > 100_000 else 1
-        threads.launch(self._packer, local["copies_at"], 1, threads.SHARES, team)
-        return base
+        return held
 
     def _place_copies(
         self,

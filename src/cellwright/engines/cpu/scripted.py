@@ -24,97 +24,30 @@ if TYPE_CHECKING:
 class Scripted(Slots):
     """As :class:`Slots`; programs that are started wait for the script to run.
 
-    In a population, addresses are those of the first member, on the first thread.
-
     Args:
-        call: a population or one recurrence.
-        script: for its members.
+        call: one recurrence.
+        script: where its programs are written.
 
     Attributes:
-        strides: how addresses move.
+        strides: how addresses move from member to member, or from thread to thread.
     """
 
-    team = 1  # a member's rows are all of one thread
+    team = 1  # a call's rows are all of one thread
 
     def __init__(self, call: Call, script: Script):
         self.script = script
         self.strides: dict[str, Stride] = {}
-        if call.population is not None:
-            self.lead = (call.population,)
         super().__init__(call)
-
-    # Memory ----------------------------------------------------------------------------------
-
-    def _place_parameters(self) -> None:
-        for slot, tensor, skipped in self.kernels.places:
-            self.point(slot, self.weights[tensor], skipped)
-
-    def whole(self, tensor: Tensor) -> Tensor:
-        """The tensor, copied if the numbers of a member do not lie one after the other."""
-        return within(tensor) if self.lead else tensor.contiguous()
-
-    def point(self, slot: str, tensor: Tensor, skipped: int = 0) -> None:
-        self.at[slot] = tensor.data_ptr() + skipped
-        if self.lead:
-            self.strides[slot] = by_member(tensor)
-
-    def point_at_step(self, slot: str, source: str, step: int) -> None:
-        super().point_at_step(slot, source, step)
-        if self.lead:
-            self.strides[slot] = self.strides[source]
-
-    def put(self, slot: str, tensor: Tensor) -> Tensor:
-        tensor = self._held[slot] = self.whole(tensor)
-        self.point(slot, tensor)
-        return tensor
-
-    def put_steps(self, slot: str, tensor: Tensor) -> Tensor:
-        """Let a slot be what a tensor (T, B, ...) of each member holds for the steps of a span."""
-        tensor = self._by_step[slot] = self.whole(tensor)
-        self.point(slot, tensor)
-        return tensor
-
-    def fresh_together(self, nodes: Mapping[str, Node]) -> dict[str, Tensor]:
-        """Let slots be new memory, for a population all of it in one piece.
-
-        A dozen large pieces would go back to the system when they are freed, and to fill a page
-        that it hands out again takes longer than the steps do.
-        """
-        if not self.lead:
-            return super().fresh_together(nodes)
-        numbers = {slot: node for slot, node in nodes.items() if not node.vector.boolean}
-        shapes = [(*self.lead, self.steps, self.rows, self.sizes[n.size]) for n in numbers.values()]
-        sizes = [pad(math.prod(shape)) for shape in shapes]
-        parts = empty((sum(sizes),), self.dtype).split(sizes)
-        found = {
-            slot: self.put_steps(slot, part[: math.prod(shape)].view(shape))
-            for slot, part, shape in zip(numbers, parts, shapes, strict=True)
-        }
-        return {slot: found[slot] if slot in found else self.fresh(slot, nodes[slot])
-                for slot in nodes}  # fmt: skip
 
     def take(self, name: str, elements: int, dtype: torch.dtype | None = None) -> Tensor:
         """Working memory of each thread, ``pad(elements)`` apart."""
         return self.script.take(name, elements, dtype or self.dtype)
 
-    def work(self, slot: str, elements: int, dtype: torch.dtype | None = None) -> Tensor:
-        tensor = super().work(slot, elements, dtype)
-        self.strides[slot] = 0, pad(elements) * tensor.element_size()
-        return tensor
-
-    def pair(self, slot: str, units: int) -> Tensor:
-        if not self.lead:
-            return super().pair(slot, units)
-        return self.put(slot, torch.empty((*self.lead, 2, self.rows, units), dtype=self.dtype))
-
-    # Programs ----------------------------------------------------------------------------------
-
     def start(
         self, program: Packed, at: Addresses, steps: int, rows: int, *, ring: bool = False
     ) -> None:
         """Let the script run a program, for the arguments see :meth:`Slots.start`."""
-        # Those of a member are in its thread's memory for as long as that works on it.
-        if program.address is None or self.lead:
+        if program.address is None:
             program.address = program.compiled.pack_in(self.script, program.weights, program.place)
         program.compiled.add_to(
             self.script, at, self.strides, program.address, steps, rows,
@@ -127,19 +60,86 @@ class Scripted(Slots):
     def start_product(self, product: Product) -> None:
         product.add_to(self.script)
 
+
+class Members(Scripted):
+    """A population: addresses are those of the first member, on the first thread."""
+
+    def __init__(self, call: Call, script: Script):
+        self.lead = (script.members,)
+        super().__init__(call, script)
+
+    # Memory ----------------------------------------------------------------------------------
+
+    def _place_parameters(self) -> None:
+        for slot, tensor, skipped in self.kernels.places:
+            self.point(slot, self.weights[tensor], skipped)
+
+    def whole(self, tensor: Tensor) -> Tensor:
+        """The tensor, copied if the numbers of a member do not lie one after the other."""
+        return within(tensor)
+
+    def point(self, slot: str, tensor: Tensor, skipped: int = 0) -> None:
+        super().point(slot, tensor, skipped)
+        self.strides[slot] = by_member(tensor)
+
+    def point_at_step(self, slot: str, source: str, step: int) -> None:
+        super().point_at_step(slot, source, step)
+        self.strides[slot] = self.strides[source]
+
+    def put(self, slot: str, tensor: Tensor) -> Tensor:
+        tensor = self._held[slot] = within(tensor)
+        self.point(slot, tensor)
+        return tensor
+
+    def put_steps(self, slot: str, tensor: Tensor) -> Tensor:
+        """Let a slot be what a tensor (T, B, ...) of each member holds for the steps of a span."""
+        tensor = self._by_step[slot] = within(tensor)
+        self.point(slot, tensor)
+        return tensor
+
+    def fresh_together(self, nodes: Mapping[str, Node]) -> dict[str, Tensor]:
+        """Let slots be new memory, all of it in one piece.
+
+        A dozen large pieces would go back to the system when they are freed, and to fill a page
+        that it hands out again takes longer than the steps do.
+        """
+        numbers = {slot: node for slot, node in nodes.items() if not node.vector.boolean}
+        shapes = [(*self.lead, self.steps, self.rows, self.sizes[n.size]) for n in numbers.values()]
+        sizes = [pad(math.prod(shape)) for shape in shapes]
+        parts = empty((sum(sizes),), self.dtype).split(sizes)
+        found = {
+            slot: self.put_steps(slot, part[: math.prod(shape)].view(shape))
+            for slot, part, shape in zip(numbers, parts, shapes, strict=True)
+        }
+        return {slot: found[slot] if slot in found else self.fresh(slot, nodes[slot])
+                for slot in nodes}  # fmt: skip
+
+    def work(self, slot: str, elements: int, dtype: torch.dtype | None = None) -> Tensor:
+        tensor = super().work(slot, elements, dtype)
+        self.strides[slot] = 0, pad(elements) * tensor.element_size()
+        return tensor
+
+    def pair(self, slot: str, units: int) -> Tensor:
+        return self.put(slot, torch.empty((*self.lead, 2, self.rows, units), dtype=self.dtype))
+
+    # Programs ----------------------------------------------------------------------------------
+
+    def start(
+        self, program: Packed, at: Addresses, steps: int, rows: int, *, ring: bool = False
+    ) -> None:
+        """As :meth:`Scripted.start`; weights stay only while a thread works on their member."""
+        program.address = None
+        super().start(program, at, steps, rows, ring=ring)
+
     def moves(self, job: Job, gradient: Tensor) -> Mapping[str, Stride]:
         slots = {"a": job.delta.slot, "b": job.operand.slot, "other": job.operand.initial}
-        found = {name: self.strides[s] for name, s in slots.items() if s in self.strides}
-        return found | {"c": by_member(gradient)} if self.lead else found
+        found = {name: self.strides[slot] for name, slot in slots.items() if slot}
+        return found | {"c": by_member(gradient)}
 
     # Members -----------------------------------------------------------------------------------
 
     def by_member(self, tensors: Sequence[Tensor]) -> list[Sequence[Tensor]]:
-        if not self.lead:
-            return super().by_member(tensors)
         return [[each[number] for each in tensors] for number in range(self.lead[0])]
 
     def joined(self, values: Sequence[Tensor], shape: Sequence[int]) -> Tensor:
-        if not self.lead:
-            return super().joined(values, shape)
         return torch.stack([*values]) if values else torch.empty((0, *shape), dtype=self.dtype)
