@@ -225,7 +225,7 @@ def test_packing(name, heads, hidden, dtype, team):
     double = dtype == torch.float64
     made = kernels(call.signature.text, double, "")
     for compiled in (made.forward(True, False)[2], made.backward(True)[2]):
-        place = compiled.pack(call.weights, "weights")
+        place = compiled.weights.pack(call.weights, "weights")
         count = compiled.packed
         kind = ctypes.c_double if double else ctypes.c_float
         found = torch.tensor((kind * count).from_address(place)[:], dtype=dtype)

@@ -12,9 +12,10 @@ from typing import Any
 from cellwright.engines.cpu import bfloat, product, threads
 from cellwright.engines.cpu.arrays import Array, Sources
 from cellwright.engines.cpu.body import emit
+from cellwright.engines.cpu.ordered import Weight
 from cellwright.engines.cpu.program import Program
 from cellwright.engines.cpu.programs import Backward, Forward, Outers, backward, can_fuse, forward
-from cellwright.engines.cpu.runtime import Compiled, Weight
+from cellwright.engines.cpu.runtime import Compiled
 from cellwright.engines.cpu.sums import emit_sums
 from cellwright.engines.signature import Signature, parse
 from cellwright.ir import INPUT, Matrix, Node

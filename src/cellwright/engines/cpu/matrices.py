@@ -10,6 +10,7 @@ from torch import Tensor
 
 from cellwright.engines.cpu import outer, runtime, threads
 from cellwright.engines.cpu.arrays import Index
+from cellwright.engines.cpu.helpers import helper
 from cellwright.engines.cpu.kernels import Job
 from cellwright.engines.cpu.members import Script, Stride, pad
 from cellwright.engines.cpu.memory import memory
@@ -57,7 +58,7 @@ class Product:
         packed = memory.take("outer", elements, torch.float32).data_ptr() if elements else 0
         given = (jobs, self.largest, packed, *self.values)
         arguments = (ctypes.c_int64 * len(given))(*given)
-        address = runtime.helper("outer", self.double, self.bf16)
+        address = helper("outer", self.double, self.bf16)
         threads.launch(address, ctypes.addressof(arguments), 1, threads.SHARES, team)
 
     def add_to(self, script: Script) -> None:
@@ -72,7 +73,7 @@ class Product:
             given[outer.HEAD - 1] = packed.data_ptr()
             self.moves[outer.HEAD - 1] = 0, pad(elements) * packed.element_size()
         arguments = (ctypes.c_int64 * len(given))(*given)
-        address = runtime.helper("outer", self.double, self.bf16)
+        address = helper("outer", self.double, self.bf16)
         script.add(address, 1, arguments, len(given), self.moves, self.work)
 
 

@@ -7,15 +7,14 @@ import struct
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from cellwright.engines.cpu import jit, outer, packing, product, threads
-from cellwright.engines.cpu.members import Script, Stride, by_member, pad
+from cellwright.engines.cpu import jit, product, threads
+from cellwright.engines.cpu.members import Script, Stride, pad
 from cellwright.engines.cpu.memory import memory
+from cellwright.engines.cpu.ordered import LARGE_PACK, OrderedWeights, Weight
 from cellwright.engines.cpu.program import ENTRY, NUMBERS, Program, weights_slot
 
 SHARE_FROM = 120_000
@@ -30,15 +29,6 @@ ALONE_BELOW = 4_000_000
 
 POINTWISE_ALONE_BELOW = 16_384
 """Elements of a pass without products below which one thread does it."""
-
-
-@dataclass(frozen=True)
-class Weight:
-    """Where a parameter lies among the weights of a call: rows from ``start`` of one tensor."""
-
-    tensor: int
-    start: int
-    columns: int
 
 
 @dataclass(frozen=True)
@@ -86,19 +76,17 @@ class Compiled:
         self.width = 8 if double else 4
         self.code = jit.compile_ir(text)
         self.address = self.code.address(ENTRY)
-        groups = [g for members in program.groups for g in members]
-        self.copies, begins, self.packed = packing.plan_copies(
-            groups, program.sizes, 8 if double else 16, program.bf16
-        )
+        self.weights = OrderedWeights(program, weights, double)
+        self.packed = self.weights.elements
         names = [
             weights_slot(stage, number)
             for stage, members in enumerate(program.groups)
             for number in range(len(members))
         ]
-        self.work = sum(copy.units * copy.depth for copy in self.copies)
+        self.work = self.weights.work
         self._begins = {
             program.slots[name]: begin * self.width
-            for name, begin in zip(names, begins, strict=True)
+            for name, begin in zip(names, self.weights.begins, strict=True)
         }
         self._temporaries = [
             (program.slots[name], name, stride) for name, stride in program.temporaries.items()
@@ -113,9 +101,6 @@ class Compiled:
         self._pointed = list(program.slots)[first + len(NUMBERS) :]
         self._pointers = struct.Struct(f"{len(self._pointed)}q").pack_into
         self._extents_at, self._pointers_at = 8 * first, 8 * (first + len(NUMBERS))
-        self._weights = [weights[copy.parameter] for copy in self.copies]
-        self._in_blocks = any(copy.matrix.blocks > 1 for copy in self.copies)
-        self._packer = helper("pack", double, program.bf16) if self.packed else 0
         self._widest = max((program.sizes[node.size] for node in program.stores), default=1)
         self._local = threading.local()
 
@@ -127,7 +112,7 @@ class Compiled:
 
         Args:
             at: addresses of its arrays.
-            packed: what :meth:`pack` has returned.
+            packed: what :meth:`OrderedWeights.pack` has returned.
             steps, rows: extents of the loop.
             reverse: steps are taken from the last to the first.
             ring: only two steps of each state are kept.
@@ -145,19 +130,6 @@ class Compiled:
         few = rows < 2 * team or rows * steps * self._widest < POINTWISE_ALONE_BELOW
         return threads.ROWS, 1 if few else team
 
-    def pack_in(self, script: Script, weights: Sequence[Tensor], memory_name: str) -> int:
-        """Let a script put every member's weights in order; else as :meth:`pack`."""
-        if not self.packed:
-            return 0
-        packed = script.take(memory_name, self.packed, self.dtype).data_ptr()
-        # Those of a lane are found as that lane has left them.
-        local = self._local.__dict__.setdefault(memory_name + script.place, {})
-        held = self._find_copies(local, packed, weights)
-        moves = self._moves(weights, held, self._apart) if script.members > 1 else {}
-        script.add(self._packer, 1, local["copies"], len(local["copies"]), moves, 0)
-        script.held += held
-        return packed
-
     def add_to(
         self, script: Script, at: Addresses, strides: dict[str, Stride], packed: int,
         steps: int, rows: int, *, reverse: bool = False, ring: bool = False,
@@ -167,7 +139,7 @@ class Compiled:
         Args:
             script: to add it to.
             strides: how the arrays' addresses move.
-            packed: what :meth:`pack_in` has returned.
+            packed: what :meth:`OrderedWeights.pack_in` has returned.
             at, steps, rows, reverse, ring: as in :meth:`run`.
         """
         for _, name, stride in (*self._temporaries, *self._words):
@@ -177,26 +149,9 @@ class Compiled:
         slots, moves = self.program.slots, {}
         if script.members > 1:
             moves = {slots[name]: strides[name] for name in self._pointed if name in strides}
-            moves |= dict.fromkeys(self._begins, self._apart)
+            moves |= dict.fromkeys(self._begins, self.weights.apart)
         arguments, work = self._local.arguments, rows * self.work * steps
         script.add(self.address, rows, arguments, len(slots), moves, work)
-
-    @property
-    def _apart(self) -> Stride:
-        """How packed weights move."""
-        return 0, pad(self.packed) * self.width
-
-    def _moves(
-        self, weights: Sequence[Tensor], dense: Sequence[Tensor], apart: Stride
-    ) -> dict[int, Stride]:
-        """How the addresses in the packing's arguments move."""
-        made, fields = iter(dense), len(packing.ARGUMENTS)
-        moves: dict[int, Stride] = {}
-        for number, (copy, weight) in enumerate(zip(self.copies, self._weights, strict=True)):
-            source = weights[weight.tensor] if copy.matrix.blocks == 1 else next(made)
-            moves[1 + fields * number] = by_member(source)
-            moves[1 + fields * number + packing.ARGUMENTS.index("target")] = apart
-        return moves
 
     def run_rows(self, at: Addresses, steps: int, rows: int, *, reverse: bool = False) -> None:
         """Run a program without products; the rows are shared out."""
@@ -230,7 +185,7 @@ class Compiled:
         slots = self.program.slots
         values, place_of_values, held = self._room(rows, shares)
         if self.packed:
-            base = self.pack(weights, "weights")
+            base = self.weights.pack(weights, "weights")
             ctypes.memmove(held[0].data_ptr(), base, self.packed * self.width)
         _extents(values, self._extents_at, 1, rows, False, 1)
         for name, weight in self.parameters.items():
@@ -265,13 +220,13 @@ class Compiled:
     @property
     def can_bind(self) -> bool:
         """Whether :meth:`bind` is possible: no matrix has to be made dense at every call."""
-        return not self._in_blocks
+        return not self.weights.in_blocks
 
     def bind(
         self, weights: Sequence[Tensor], steps: int, rows: int, *, reverse: bool = False,
         ring: bool = False, alone: bool = False,
     ) -> Bound:  # fmt: skip
-        """The same as :meth:`pack` and :meth:`run`, with memory of its own for these extents.
+        """The same as packing and :meth:`run`, with memory of its own for these extents.
 
         Args:
             weights: of a call, contiguous; others may follow.
@@ -283,29 +238,16 @@ class Compiled:
         _extents(values, self._extents_at, steps, rows, reverse, 1 if ring else -1)
         brief = rows * self.work * steps < ALONE_BELOW
         launches = [threads.Launch(self.address, place, rows, how, team, brief)]
-        base = held[0].data_ptr()
-        local: dict[str, Any] = {}
-        read = sorted({each.tensor for each in self._weights})
-        placed: list[int] = []
-
-        def place_weights(weights: Sequence[Tensor]) -> None:
-            places = [weights[tensor].data_ptr() for tensor in read]
-            if placed != places:
-                placed[:] = places
-                self._place_copies(local, [base, *map(Tensor.data_ptr, weights)], weights, held)
-
+        place_weights: Callable[[Sequence[Tensor]], None] | None = None
         if self.packed:
-            place_weights(weights)
-            most = threads.count() if self.packed > 100_000 and not alone else 1
-            packing = threads.Launch(
-                self._packer, local["copies_at"], 1, threads.SHARES, most, brief
-            )
-            launches.insert(0, packing)
+            place_weights, packer, copies = self.weights.bind(held[0], weights)
+            most = threads.count() if self.packed > LARGE_PACK and not alone else 1
+            launches.insert(0, threads.Launch(packer, copies, 1, threads.SHARES, most, brief))
         fill, at_pointers, names = self._pointers, self._pointers_at, self._pointed
         fixed = {name: values[self.program.slots[name]] for name in self._own_slots()}
 
         def enter(at: Addresses, weights: Sequence[Tensor]) -> None:
-            if read:
+            if place_weights is not None:
                 place_weights(weights)
             at |= fixed
             fill(values, at_pointers, *[at[name] for name in names])
@@ -346,81 +288,3 @@ class Compiled:
                 place += taken * self.width
         for _, name, stride in self._words:
             at[name] = memory.take(name, shares * rows * stride, self.dtype).data_ptr()
-
-    def pack(self, weights: Sequence[Tensor], memory_name: str) -> int:
-        """Put a call's weights, which are contiguous, in order.
-
-        Args:
-            weights: of the call.
-            memory_name: of the working memory to put them in.
-
-        Returns:
-            the address of the first; 0 if the program has none.
-        """
-        if not self.packed:
-            return 0
-        base = memory.take(memory_name, self.packed, self.dtype).data_ptr()
-        local = self._local.__dict__
-        held = self._find_copies(local, base, weights)
-        team = threads.count() if self.packed > 100_000 else 1
-        threads.launch(self._packer, local["copies_at"], 1, threads.SHARES, team)
-        del held  # until here it has been read
-        return base
-
-    def _find_copies(
-        self, local: dict[str, Any], base: int, weights: Sequence[Tensor]
-    ) -> list[Tensor]:
-        """Say where the weights go, unless it has been said; returns matrices made dense."""
-        places = [base, *[each.data_ptr() for each in weights]]
-        held: list[Tensor] = []
-        if local.get("places") != places or self._in_blocks:
-            self._place_copies(local, places, weights, held)
-        return held
-
-    def _place_copies(
-        self,
-        local: dict[str, Any],
-        places: list[int],
-        weights: Sequence[Tensor],
-        held: list[Tensor],
-    ) -> None:
-        """Say where the weights are and where they go; dense matrices are added to ``held``."""
-        base, *bases = places
-        fields = len(packing.ARGUMENTS)
-        values = local.get("copies")
-        if values is None:
-            values = local["copies"] = (ctypes.c_int64 * (1 + fields * len(self.copies)))()
-            local["copies_at"] = ctypes.addressof(values)
-            values[0] = len(self.copies)
-            for number, (copy, weight) in enumerate(zip(self.copies, self._weights, strict=True)):
-                columns = weight.columns * copy.matrix.blocks
-                strides = (1, columns) if copy.transposed else (columns, 1)
-                values[1 + fields * number : 1 + fields * (number + 1)] = [
-                    0, *strides, copy.units, copy.depth, 0, copy.step, copy.block_stride,
-                    copy.panel_row, copy.blocks,
-                ]  # fmt: skip
-        for number, (copy, weight) in enumerate(zip(self.copies, self._weights, strict=True)):
-            place = 1 + fields * number
-            skipped = copy.first * values[place + 1]
-            if copy.matrix.blocks == 1:
-                skipped += weight.start * weight.columns
-                values[place] = bases[weight.tensor] + skipped * self.width
-            else:
-                held.append(packing.dense(weights[weight.tensor], weight.start, copy))
-                values[place] = held[-1].data_ptr() + skipped * self.width
-            values[place + 5] = base + copy.begin * self.width
-        local["places"] = places
-
-
-@lru_cache(maxsize=16)
-def _helper(name: str, double: bool, bf16: bool, limit: str) -> tuple[jit.Code, int]:
-    product.provide(double, bf16)
-    emit = packing.emit_pack if name == "pack" else outer.emit_outer
-    text = emit(double, bf16)
-    code = jit.compile_ir(text, limit)
-    return code, code.address(ENTRY)
-
-
-def helper(name: str, double: bool, bf16: bool) -> int:
-    """Address of a loop that is the same for all cells: "pack" or "outer"."""
-    return _helper(name, double, bf16, jit.features_limit())[1]

@@ -48,7 +48,8 @@ class Scripted(Slots):
     ) -> None:
         """Let the script run a program, for the arguments see :meth:`Slots.start`."""
         if program.address is None:
-            program.address = program.compiled.pack_in(self.script, program.weights, program.place)
+            ordered = program.compiled.weights
+            program.address = ordered.pack_in(self.script, program.weights, program.place)
         program.compiled.add_to(
             self.script, at, self.strides, program.address, steps, rows,
             reverse=self.reverse, ring=ring,

@@ -238,5 +238,5 @@ class Packed:
     def run(self, at: Addresses, steps: int, rows: int, *, reverse: bool, ring: bool) -> None:
         """As :meth:`Compiled.run`."""
         if self.address is None:
-            self.address = self.compiled.pack(self.weights, self.place)
+            self.address = self.compiled.weights.pack(self.weights, self.place)
         self.compiled.run(at, self.address, steps, rows, reverse=reverse, ring=ring)
