@@ -25,6 +25,7 @@ import torch
 from suite import part as parts
 from suite.catalogue import cells
 from suite.compiling import compiling
+from suite.directions import directions
 from suite.linearity import linearity
 from suite.memory import memory
 from suite.onnx_runtime import onnx
@@ -49,6 +50,7 @@ PARTS: dict[str, Callable[[Settings], Part]] = {
     "memory": memory,
     "linearity": linearity,
     "population": population,
+    "directions": directions,
     "bf16": bf16,
     "onnx": onnx,
 }
