@@ -23,8 +23,9 @@ from cellwright.engines.signature import Signature
 
 T = TypeVar("T")
 
-LEAST = 400_000
-"""Multiplications in a direction's loop from which a thread for each pays."""
+LEAST = 1_000_000
+"""Multiplications in a direction's loop from which a thread for each pays, though it may have to
+be woken."""
 
 FEW_ROWS = 2 * product.ROW_BLOCKS[0]
 """Rows from which the tiles of two threads that share them are full."""
