@@ -29,7 +29,7 @@ class Product:
     def add(
         self, m: int, n: int, k: int, left: int, left_row: int, right: int, right_row: int,
         gradient: int, gradient_row: int, other: int = 0, other_from: int | None = None, *,
-        moves: Mapping[str, Stride],
+        moves: Mapping[str, Stride] | None = None,
     ) -> None:  # fmt: skip
         """The m x n numbers at ``gradient`` += left.T @ right; see ``outer.emit_outer``.
 
@@ -38,7 +38,7 @@ class Product:
         ``right``. From row ``other_from`` on, ``right`` goes on at ``other``. ``moves`` tells by
         the names of ``outer.OUTER_ARGUMENTS`` how addresses move in a population.
         """
-        for name, move in moves.items():
+        for name, move in (moves or {}).items():
             place = outer.HEAD + len(self.values) + outer.OUTER_ARGUMENTS.index(name)
             self.moves[place] = move
         self.values += [
