@@ -194,6 +194,19 @@ def within_tolerance(outputs: Tensor, targets: Tensor, tolerance: float) -> Tens
     return (((outputs - targets).abs() < tolerance) | targets.isnan()).all(-1)
 
 
+def until_wrong(right: Tensor) -> Tensor:
+    """Where every step before is right: the first wrong step counts, those after it do not.
+
+    Args:
+        right: (T, B) booleans.
+
+    >>> until_wrong(torch.tensor([[True], [True], [False], [True]]))[:, 0].tolist()
+    [True, True, True, False]
+    """
+    wrong = (~right).long()
+    return wrong.cumsum(0) == wrong
+
+
 def _root_mean_square(outputs: Tensor, targets: Tensor) -> Tensor:
     return objectives.value_error(outputs, targets).sqrt()
 
@@ -209,7 +222,29 @@ def _all_within(tolerance: float) -> objectives.Objective:
     )
 
 
-_DELAYS_AND_SPIKES, _FUNCTIONS = map(_all_within, (SPIKE_TOLERANCE, WAVE_TOLERANCE))
+def _generated(tolerance: float) -> objectives.Objective:
+    """As `_all_within`, for a stream that ends at its first wrong value; steps before it count."""
+
+    def error(outputs: Tensor, targets: Tensor) -> Tensor:
+        counted = until_wrong(within_tolerance(outputs, targets, tolerance))
+        return objectives.value_error(outputs[counted], targets[counted])
+
+    def steps(outputs: Tensor, targets: Tensor) -> Tensor:
+        right = within_tolerance(outputs, targets, tolerance)
+        return right.long().cumprod(0).sum(0).double().mean()
+
+    return replace(
+        _all_within(tolerance),
+        name=f"generated-within-{tolerance:g}",
+        loss=error,
+        metric=steps,
+        metric_name="steps",
+        more={"rmse": _root_mean_square},
+    )
+
+
+_DELAYS = _all_within(SPIKE_TOLERANCE)
+_SPIKES, _FUNCTIONS = map(_generated, (SPIKE_TOLERANCE, WAVE_TOLERANCE))
 
 _GERS = "Gers, Schraudolph & Schmidhuber 2002, Learning precise timing with LSTM recurrent networks"
 _READ = "read in a second source"
@@ -220,7 +255,7 @@ _PLAIN = {"schedule": "cosine", "optimizer": "adam"}
     "spike-delays",
     title="Measure the delay between spikes (MSD)",
     source=_GERS,
-    objective=_DELAYS_AND_SPIKES,
+    objective=_DELAYS,
     defaults={
         **_PLAIN, "hidden_size": 4, "learning_rate": 0.01, "batch_size": 16, "epochs": 10,
     },
@@ -267,7 +302,7 @@ _COMMON: dict[str, Any] = {
 @task(
     "timed-spikes",
     title="Generate a spike every so many steps, without any input (GTS)",
-    objective=_DELAYS_AND_SPIKES,
+    objective=_SPIKES,
     defaults={
         "schedule": "constant", "optimizer": "adam", "hidden_size": 4, "learning_rate": 0.02,
         "batch_size": 1, "epochs": 10, "cell": "peephole_lstm",
