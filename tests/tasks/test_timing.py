@@ -88,6 +88,22 @@ def test_tolerances():
     assert right[:, 0].tolist() == [True, False, True, False]
 
 
+def test_a_generated_stream_ends_at_its_first_wrong_value():
+    objective = timing.periodic_functions.objective
+    targets = torch.zeros(5, 2, 1)
+    outputs = torch.tensor([[0.1, 0.1], [0.2, 0.2], [0.4, 0.1], [9.0, 0.2], [0.0, 0.1]])[..., None]
+    outputs.requires_grad_()
+    loss = objective.loss(outputs, targets)
+    first, second = [0.1, 0.2, 0.4], [0.1, 0.2, 0.1, 0.2, 0.1]
+    assert loss.item() == pytest.approx(sum(v * v for v in first + second) / 8)
+    loss.backward()
+    assert (outputs.grad[:, 0, 0] != 0).tolist() == [True, True, True, False, False]
+    assert objective.metric(outputs, targets).item() == (2 + 5) / 2
+    assert objective.right(outputs, targets).tolist() == [False, True]
+    everything = outputs.detach().square().mean().sqrt()
+    assert objective.more["rmse"](outputs, targets).item() == pytest.approx(everything.item())
+
+
 def test_the_same_on_every_platform():
     x, lengths, targets = timing.draw(np.random.default_rng(1), 20, spikes=4, delays=5)
     assert digest(x, lengths, targets.nan_to_num(-1)) == "e7316ad4bc9a5af8"

@@ -260,6 +260,26 @@ def test_training_stops_when_enough_in_a_row_are_right(tmp_path):
     assert two == fitted
 
 
+def test_a_row_ends_at_the_first_wrong_sequence_of_the_set():
+    class Same(torch.nn.Module):
+        def forward(self, x, lengths):
+            return x
+
+    # Two batches: the first is right, the second wrong in its sixth and its tenth sequence.
+    inputs = [torch.full((2, 1), float(number in (69, 73))) for number in range(80)]
+    examples = Sequences(inputs, [torch.zeros(2, 1)] * 80, ("x",), ("y",))
+    objective = replace(
+        objectives.get("values"),
+        right=lambda outputs, targets: (outputs == targets).all(-1).all(0),
+        more={"largest": lambda outputs, targets: outputs.max()},
+    )
+    found = measure(Same(), objective, examples, ("y",))
+    assert (found.wrong, found.row) == (2, 69)
+    assert found.more == {"largest": 16 / 80}
+    plain = measure(Same(), objectives.get("values"), examples, ("y",))
+    assert (plain.wrong, plain.row, plain.more) == (None, None, {})
+
+
 def test_a_streak_is_broken_by_the_last_wrong_one():
     module = TrainingModule(torch.nn.Linear(1, 1), FIRST, SETTINGS, DRAWN.batches(4), {}, 99)
 

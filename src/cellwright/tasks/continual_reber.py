@@ -146,17 +146,33 @@ class ContinualReber:
     published=(
         Published(
             "LSTM with forget gates", 0.18, _GERS, "perfect of 100 nets; 4 blocks x 2 cells",
-            measure="perfect", case="forget gates",
+            measure="perfect", case="forget gates, truncated gradient",
         ),
         Published(
             "LSTM with forget gates, decaying rate", 0.62, _GERS, "perfect of 100 nets",
-            measure="perfect", case="forget gates",
+            measure="perfect", case="forget gates, truncated gradient",
         ),
         Published(
-            "LSTM", 0.0, _GERS, "perfect of 100 nets", measure="perfect", case="no forget gates"
+            "LSTM", 0.0, _GERS, "perfect of 100 nets", measure="perfect",
+            case="no forget gates, truncated gradient",
         ),
     ),
     cases=(
+        Case(
+            "forget gates, truncated gradient",
+            changes={
+                "schedule": "cosine",
+                "layer": {"init": "forget_bias:1", "gradient": "truncated"},
+            },
+            seeds=10,
+        ),
+        Case(
+            "no forget gates, truncated gradient",
+            changes={
+                "schedule": "cosine", "cell": "lstm_1997", "layer": {"gradient": "truncated"},
+            },
+            seeds=10,
+        ),
         Case("forget gates", seeds=10),
         Case("no forget gates", changes={"cell": "lstm_1997", "layer": {}}, seeds=10),
     ),
@@ -164,6 +180,10 @@ class ContinualReber:
 )  # fmt: skip
 def continual_reber(strings: int = 10, steps: int = 30, symbols: int = 1_500_000) -> Data:
     """Streams to train on, and streams of 100,000 symbols to test on.
+
+    A net is perfect if ``test_wrong``, the windows of the test with a wrong prediction, is 0.
+    In the paper the weights change at every symbol by plain gradient descent, and a stream of
+    training ends at its first wrong prediction; here they change once a window, by Adam.
 
     Args:
         strings: after so many a stream of training ends.

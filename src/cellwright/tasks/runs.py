@@ -243,11 +243,16 @@ def _engine(model: Any, settings: Settings) -> str:
 
 def as_metrics(part: str, found: Measured, metric_name: str) -> dict[str, float | int]:
     """Flat names for ``metrics.json``: ``test_accuracy``, ``test_loss``, ``test_series``."""
-    wrong = {} if found.wrong is None else {f"{part}_wrong": found.wrong}
+    wrong = (
+        {}
+        if found.wrong is None or found.row is None
+        else {f"{part}_wrong": found.wrong, f"{part}_row": found.row}
+    )
     return {
         f"{part}_{metric_name}": found.metric,
         f"{part}_loss": found.loss,
         f"{part}_series": found.count,
+        **{f"{part}_{name}": value for name, value in found.more.items()},
         **wrong,
     }
 

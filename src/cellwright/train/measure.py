@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -28,12 +28,17 @@ class Measured:
         loss, metric: as the objective defines them.
         count: number of sequences.
         wrong: sequences that are not right; None where the objective does not say.
+        row: sequences that are right before the first wrong one, in the order of the set; None
+            where the objective does not say.
+        more: the means of the objective's other metrics.
     """
 
     loss: float
     metric: float
     count: int
     wrong: int | None = None
+    row: int | None = None
+    more: Mapping[str, float] = field(default_factory=dict)
 
 
 @contextmanager
@@ -89,7 +94,8 @@ def measure(
         DataError: a series has no label, or one that is not among the classes.
     """
     loss = metric = 0.0
-    things = wrong = sequences = 0
+    more = dict.fromkeys(objective.more, 0.0)
+    things = wrong = row = sequences = 0
     with evaluating(model):
         for batch, found in answers(model, examples.batches(_BATCH, None, classes)):
             sequences += len(batch.lengths) if batch.reset is None else int(batch.reset.sum())
@@ -99,13 +105,19 @@ def measure(
             things += count
             loss += objective.loss(found, batch.targets).item() * count
             metric += objective.metric(found, batch.targets).item() * count
+            for name, other in objective.more.items():
+                more[name] += other(found, batch.targets).item() * count
             if objective.right is not None:
-                wrong += int((~objective.right(found, batch.targets)).sum())
+                right = objective.right(found, batch.targets)
+                row += 0 if wrong else int(right.long().cumprod(0).sum())
+                wrong += int((~right).sum())
     return Measured(
         loss=loss / things,
         metric=metric / things,
         count=sequences,
         wrong=wrong if objective.right is not None else None,
+        row=row if objective.right is not None else None,
+        more={name: value / things for name, value in more.items()},
     )
 
 
