@@ -50,7 +50,7 @@ CONSTRUCTION = {
     "grad_clip NaN": (lambda: new(grad_clip=NAN), ["grad_clip", "nan"]),
     "grad_clip a text": (lambda: new(grad_clip="a"), ["grad_clip", "'a'"]),
     "save unknown": (
-        lambda: new(save="all"), ["save", "'gates', 'states', 'checkpoints'", "'all'"],
+        lambda: new(save="all"), ["save", "'gates', 'states' or 'checkpoints'", "'all'"],
     ),
     "save None": (lambda: new(save=None), ["save", "None"]),
     "precision unknown": (lambda: new(precision="fp8"), ["precision", "'fp8'", "bf16"]),
