@@ -216,8 +216,11 @@ def test_the_way_follows_from_the_shapes():
     torch.set_num_threads(2)
     assert beside(100, 1, 64)  # a loop on one thread
     assert beside(100, 4, 128)  # two rows a thread
+    assert beside(100, 32, 128)  # sixteen rows a thread, of two directions
     assert not beside(5, 1, 16)  # done before another thread has begun
-    assert not beside(100, 32, 128)  # sixteen rows a thread
+    assert not beside(784, 128, 128)  # very long
+    torch.set_num_threads(4)
+    assert not beside(100, 32, 128)  # two directions would leave two threads idle
     torch.set_num_threads(1)
     assert not beside(100, 1, 64)
 
@@ -228,7 +231,7 @@ def test_explain_tells():
     text = "both directions run at the same time, on a thread each"
     assert text in cw.explain(layer, torch.randn(1, 100, 8)).reason
     assert text in cw.explain(layer, torch.randn(100, 8)).reason
-    assert text not in cw.explain(layer, torch.randn(64, 100, 8)).reason
+    assert text not in cw.explain(layer, torch.randn(70, 1000, 8)).reason
     packed = torch.nn.utils.rnn.pack_sequence([torch.randn(100, 8)])
     assert text in cw.explain(layer, packed).reason
     with cw.engine("reference"):

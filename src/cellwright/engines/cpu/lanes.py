@@ -9,7 +9,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from cellwright.engines.cpu import jit, product, repeated, threads
+from cellwright.engines.cpu import jit, repeated, threads
 from cellwright.engines.cpu.backward_pass import BackwardPass
 from cellwright.engines.cpu.forward_pass import ForwardPass
 from cellwright.engines.cpu.kernels import kernels
@@ -27,8 +27,8 @@ LEAST = 1_000_000
 """Multiplications in a direction's loop from which a thread for each pays, though it may have to
 be woken."""
 
-FEW_ROWS = 2 * product.ROW_BLOCKS[0]
-"""Rows from which the tiles of two threads that share them are full."""
+LONG = 1 << 16
+"""Rows times steps from which two directions at once no longer find room for what they keep."""
 
 
 class Lane(Script):
@@ -72,8 +72,8 @@ class Lane(Script):
 def are_faster(signature: Signature, x: Tensor) -> bool:
     """Whether both directions of a layer are faster on a thread each, by the shapes.
 
-    They are where a loop by itself would run on one thread, or would share out so few rows that
-    the tiles of its products are not full.
+    They are where a loop by itself would run on one thread, and on two threads up to very many
+    rows and steps: a thread then reads the weights of one direction only, and waits for nobody.
     """
     team = threads.count()
     if team < 2 or signature.spatial:
@@ -83,8 +83,8 @@ def are_faster(signature: Signature, x: Tensor) -> bool:
     work = kernels(signature.text, double, jit.features_limit()).step_work
     if steps * rows * work < LEAST:
         return False
-    how, shared = way(work, steps, rows)
-    return shared == 1 or (team == 2 and how == threads.ROWS and rows < FEW_ROWS)
+    _, shared = way(work, steps, rows)
+    return shared == 1 or (team == 2 and steps * rows < LONG)
 
 
 def forward(calls: Sequence[Call], *, keep: bool) -> list[Result]:
