@@ -29,7 +29,7 @@ FIRST_BIT = replace(
     objective=FIRST_BIT,
     defaults={
         "hidden_size": 8, "epochs": 40, "batch_size": 10, "learning_rate": 0.03,
-        "optimizer": "adam", "schedule": "constant",
+        "optimizer": "adam", "schedule": "constant", "layer": {"init": "chrono:30"},
     },
     cases=(Case("length=10"), Case("length=30", options={"length": 30})),
     report=("sequences", "test_wrong"),

@@ -8,9 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from cellwright import tasks
 from cellwright.errors import CheckpointError, UsageError
 from cellwright.tasks.long_csv import Columns
 from cellwright.tasks.sources import Source, conform_features, read_series
+from cellwright.tasks.task import Task
 from cellwright.train import folder, objectives
 from cellwright.train.examples import Examples
 from cellwright.train.folder import RunFolder
@@ -115,7 +117,12 @@ def _source_of(found: RunFolder, config: Mapping[str, Any]) -> Source:
 def _open(run: str | os.PathLike[str], cell: str | None) -> tuple[Any, Description, RunFolder]:
     found = folder.finished(run)
     config = folder.read_config(found)
-    _source_of(found, config)  # a task's module knows its objective
+    source = _source_of(found, config)  # a task's module knows its objective
+    if source.task is not None and not isinstance(tasks.get(source.task), Task):
+        raise UsageError(
+            f"{found.path}: the run is of {source.name}, which is learnt and tested in its own "
+            f"way; its results are in {found.metrics}"
+        )
     model, description = load_model(found.model, cell)
     named = config.get("settings", {}).get("cell")
     if named != description.settings.cell:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
     from gymnasium import Space
 
 
-class Actions(nn.Module):
+class Actions(nn.Module, ABC):
     """Distributions of actions, given ``outputs`` numbers for each.
 
     Attributes:
@@ -29,21 +30,21 @@ class Actions(nn.Module):
 
     outputs: int
 
+    @abstractmethod
     def sample(self, outputs: Tensor) -> Tensor:
         """Draw an action from each distribution."""
-        raise NotImplementedError
 
+    @abstractmethod
     def best(self, outputs: Tensor) -> Tensor:
         """The most probable action of each distribution."""
-        raise NotImplementedError
 
+    @abstractmethod
     def measure(self, outputs: Tensor, actions: Tensor) -> tuple[Tensor, Tensor]:
         """Logarithm of each action's probability (or density), and the distributions' entropy."""
-        raise NotImplementedError
 
+    @abstractmethod
     def performed(self, actions: Tensor) -> np.ndarray:
         """The actions as the environments take them."""
-        raise NotImplementedError
 
 
 class DiscreteActions(Actions):
