@@ -109,6 +109,8 @@ def test_an_experiment_goes_on_where_it_was_killed(call, refused, tmp_path):
     assert "count: 5" in answer
     assert (tmp_path / "run" / "log.csv").read_text() == "0\n1\n2\n3\n4\n"
     assert "This run has ended" in call("train", "--resume", "--output", "run").out
+    (tmp_path / "run" / "model.safetensors").write_bytes(b"its own")
+    refused("which is learnt and tested in its own way; its results are in", "evaluate", "run")
     out = call("reproduce", "own.py", "--seeds", 3, "--output", "all").out
     assert "count" in out and "by hand 3" in out
     runs = json.loads((tmp_path / "all" / "results.json").read_text())["runs"]["counting-lines"]

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
-from typing import Any
+from typing import Any, TypeVar
 
 from cellwright.errors import UsageError
 
@@ -169,14 +169,33 @@ class Settings:
         Raises:
             UsageError: a name is unknown or missing, or a value out of range.
         """
-        known = [each.name for each in fields(cls)]
-        for name in values:
-            if name not in known:
-                raise UsageError(f"unknown setting {name!r}; known are {', '.join(known)}")
-        missing = [name for name in known if name not in values and name not in _ADDED]
-        if missing:
-            raise UsageError(f"the setting {missing[0]!r} is missing")
-        return cls(**values)
+        return read_settings(cls, values, _ADDED)
+
+
+Record = TypeVar("Record")
+
+
+def read_settings(
+    kind: type[Record], values: Mapping[str, Any], later: Sequence[str] = ()
+) -> Record:
+    """A dataclass of settings from plain values.
+
+    Args:
+        kind: the dataclass.
+        values: as `dataclasses.asdict` gives them.
+        later: names that may be missing: earlier records do not have them.
+
+    Raises:
+        UsageError: a name is unknown or missing, or a value out of range.
+    """
+    known = [each.name for each in fields(kind)]  # type: ignore[arg-type]
+    for name in values:
+        if name not in known:
+            raise UsageError(f"unknown setting {name!r}; known are {', '.join(known)}")
+    missing = [name for name in known if name not in values and name not in later]
+    if missing:
+        raise UsageError(f"the setting {missing[0]!r} is missing")
+    return kind(**values)
 
 
 # Settings of which runs made by version 0.1.0 have no record; their defaults are what was then.

@@ -4,11 +4,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from cellwright.errors import UsageError
-from cellwright.train.settings import check_engine, check_number, check_whole, option
+from cellwright.train.settings import (
+    check_engine,
+    check_number,
+    check_whole,
+    option,
+    read_settings,
+)
 
 SCHEDULES = ("linear", "constant")
 # None that draws: an action's probability is to be the same when it is taken and when it is learnt.
@@ -155,14 +161,7 @@ class PolicySettings:
         Raises:
             UsageError: a name is unknown or missing, or a value out of range.
         """
-        known = [each.name for each in fields(cls)]
-        for name in values:
-            if name not in known:
-                raise UsageError(f"unknown setting {name!r}; known are {', '.join(known)}")
-        missing = [name for name in known if name not in values]
-        if missing:
-            raise UsageError(f"the setting {missing[0]!r} is missing")
-        return cls(**values)
+        return read_settings(cls, values)
 
 
 _COUNTS = (
