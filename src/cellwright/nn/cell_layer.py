@@ -146,7 +146,7 @@ class CellLayer(RecurrentStack):
             lead = (*lead, batch)
         if not self.learn_initial_state:
             like = self.reference_weight()
-            return self._state_type(*zeros(self._state_names, self._state_sizes, lead, space, like))
+            return self._state_type(*zeros(self._state_sizes, lead, space, like))
         tensors = []
         for name in self._state_names:
             parts = [
@@ -169,6 +169,10 @@ class CellLayer(RecurrentStack):
         trace: bool = False,
     ) -> Any:
         """Run over whole sequences: ``y, state`` or, with ``trace=True``, ``y, state, trace``."""
+        if not (is_grad_enabled() or is_compiling() or trace):
+            taken = self._quickly(x, state) if lengths is None and reset is None else None
+            if taken is not None:
+                return taken
         packed = x if isinstance(x, PackedSequence) else None
         if packed is not None:
             if lengths is not None:
@@ -200,6 +204,14 @@ class CellLayer(RecurrentStack):
         output = y if packed is None else pack_like(y, lengths, packed)
         after = self._state_type(*ended)
         return (output, after, traced) if trace else (output, after)
+
+    def _quickly(self, x: Any, state: Any) -> Any:
+        """The result without a gradient; None where there is no quick road."""
+        if state is None:
+            taken = None if self.learn_initial_state else self.quick_sequence(x, ())
+        else:
+            taken = self.quick_sequence(x, state) if type(state) is self._state_type else None
+        return None if taken is None else (taken[0], _tuple(self._state_type, taken[1]))
 
     def step(self, x_t: Tensor, state: Any = None) -> Any:
         """One step: ``y_t, state``, with exactly the numbers of the whole sequence.

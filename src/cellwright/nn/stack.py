@@ -24,10 +24,13 @@ from cellwright.nn.arguments import (
     read_sizes,
     read_zoneout,
 )
+from cellwright.nn.repeating import Whole
+from cellwright.nn.repeating import prepare as prepare_whole
 from cellwright.nn.state import check_state, read_state, state_type
 from cellwright.nn.stepping import Step, prepare
 from cellwright.plan import GRADIENTS, SAVES, StepOptions, build, read_by_matrices
 
+WHOLES = 64  # kinds of calls that a layer has ready; for one more all make room
 SIGNATURE = "_signature_"  # first part of the attributes that hold a layer's signatures
 
 
@@ -86,6 +89,7 @@ class RecurrentStack(nn.Module):
         self._state_sizes = tuple(resolved[state.size] for state in self.cell.states)
         self._state_type = state_type(self._state_names)
         self._steps: dict[int, Step] = {}  # those of each thread of Python
+        self._wholes: dict[object, Whole] = {}
         self._names: dict[tuple[Any, ...], str] = {}  # of the signatures' attributes
 
     @property
@@ -175,18 +179,24 @@ class RecurrentStack(nn.Module):
     # What torch.compiler.assume_constant_result does, which would load the compiler at once.
     _prepare._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
+    def __setattr__(self, name: str, value: Any) -> None:
+        super().__setattr__(name, value)
+        for ready in ("_steps", "_wholes"):
+            self.__dict__.get(ready, {}).clear()  # what was made ready followed from it
+
     def __getstate__(self) -> dict[str, Any]:
         # Made again when needed; a state type made at run time cannot be pickled.
         return {
             name: value
             for name, value in self.__dict__.items()
-            if name not in ("_state_type", "_steps", "_names") and not name.startswith(SIGNATURE)
+            if name not in ("_state_type", "_steps", "_wholes", "_names")
+            and not name.startswith(SIGNATURE)
         }
 
     def __setstate__(self, content: dict[str, Any]) -> None:
         super().__setstate__(content)
         self._state_type = state_type(self._state_names)
-        self._steps, self._names = {}, {}
+        self._steps, self._wholes, self._names = {}, {}, {}
 
     # Single steps ------------------------------------------------------------------------
 
@@ -218,6 +228,31 @@ class RecurrentStack(nn.Module):
             self._steps.pop(get_ident(), None)
             return None
         self._steps[get_ident()] = prepared
+        return prepared(x, states, self._parameters.values())
+
+    def quick_sequence(self, x: Any, states: Sequence[Any]) -> tuple[Tensor, list[Tensor]] | None:
+        """Output and states after a sequence; None where there is no quick road.
+
+        No gradient is wanted, and nothing is being compiled.
+
+        Args:
+            x, states: as given, not checked; no states for zeros.
+        """
+        if type(x) is not Tensor or x.dim() != 3:
+            return None
+        kind = get_ident(), x.shape, len(states)
+        prepared = self._wholes.get(kind)
+        if prepared is not None and not (self.training and self.draws()):
+            taken = prepared(x, states, self._parameters.values())
+            if taken is not None:
+                return taken
+        prepared = prepare_whole(self, x, states)
+        if prepared is None:
+            self._wholes.pop(kind, None)
+            return None
+        if len(self._wholes) >= WHOLES:
+            self._wholes.clear()
+        self._wholes[kind] = prepared
         return prepared(x, states, self._parameters.values())
 
     def own_weights(self, layer: int) -> list[Tensor] | None:

@@ -70,7 +70,7 @@ class StandardCell(StandardStack):
         rows = x if batched else x.unsqueeze(0)
         if hx is None:
             lead = (1, rows.shape[0])
-            before = zeros(self._state_names, self._state_sizes, lead, (), self.reference_weight())
+            before = zeros(self._state_sizes, lead, (), self.reference_weight())
         elif batched:
             given = self.read_hx(hx, (x.shape[0],), "(batch, hidden_size)")
             before = [each.unsqueeze(0) for each in given]

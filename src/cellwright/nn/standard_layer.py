@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numbers
 import warnings
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -107,8 +108,8 @@ class StandardLayer(StandardStack):
         trace: bool = False,
     ) -> Any:
         """Run over whole sequences: ``output, hx``, and a third result with ``trace=True``."""
-        if hx is not None and not (is_grad_enabled() or is_compiling() or trace):
-            taken = self._one_step(input, hx) if lengths is None and reset is None else None
+        if not (is_grad_enabled() or is_compiling() or trace):
+            taken = self._quickly(input, hx) if lengths is None and reset is None else None
             if taken is not None:
                 return taken
         packed = input if isinstance(input, PackedSequence) else None
@@ -149,15 +150,21 @@ class StandardLayer(StandardStack):
         after = ended[0] if len(ended) == 1 else tuple(ended)
         return (output, after, traced) if trace else (output, after)
 
-    def _one_step(self, x: Any, hx: Any) -> Any:
-        """The result for a sequence of a single step; None where there is no quick road."""
-        if type(x) is not Tensor or x.dim() != 3 or x.shape[1 if self.batch_first else 0] != 1:
+    def _quickly(self, x: Any, hx: Any) -> Any:
+        """The result without a gradient; None where there is no quick road."""
+        if self._autocast() is not None:
             return None
         single = len(self._state_names) == 1
-        if type(hx) is not Tensor if single else type(hx) is not tuple or len(hx) != 2:
+        taken: tuple[Tensor, Sequence[Tensor]] | None
+        if hx is None:
+            taken = self.quick_sequence(x, ())
+        elif type(hx) is not Tensor if single else type(hx) is not tuple or len(hx) != 2:
             return None
-        taken = self.quick_step(x, (hx,) if single else hx, x.shape[:2])
-        if taken is None or self._autocast() is not None:
+        elif type(x) is Tensor and x.dim() == 3 and x.shape[1 if self.batch_first else 0] == 1:
+            taken = self.quick_step(x, (hx,) if single else hx, x.shape[:2])
+        else:
+            taken = self.quick_sequence(x, (hx,) if single else hx)
+        if taken is None:
             return None
         output, after = taken
         return output, after[0] if single else tuple(after)
@@ -176,7 +183,7 @@ class StandardLayer(StandardStack):
         count = self.num_layers * self.num_directions
         if hx is None:
             like = self.reference_weight()
-            return zeros(self._state_names, self._state_sizes, (count, batch), (), like)
+            return zeros(self._state_sizes, (count, batch), (), like)
         if not batched:
             alone = self.read_hx(hx, (count,), "(layers x directions, size) for one sequence")
             return [each.unsqueeze(1) for each in alone]

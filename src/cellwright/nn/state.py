@@ -100,7 +100,6 @@ def check_state(
 
 
 def zeros(
-    names: Sequence[str],
     sizes: Sequence[int],
     lead: Sequence[int],
     space: Sequence[int],
@@ -108,6 +107,5 @@ def zeros(
 ) -> list[Tensor]:
     """States of zeros: (*lead, size, *space) each."""
     return [
-        torch.zeros((*lead, size, *space), dtype=like.dtype, device=like.device)
-        for _, size in zip(names, sizes, strict=True)
+        torch.zeros((*lead, size, *space), dtype=like.dtype, device=like.device) for size in sizes
     ]

@@ -53,7 +53,7 @@ def _guarded(
     """
     remembered = [(each, each.data_ptr(), each._version) for each in parameters]
     shapes, dtype = [each.shape for each in tensors], tensors[0].dtype
-    alike, run, asked_for = _comparison(tensors), prepared.step, choice.asked_for
+    alike, run, asked_for = comparison(tensors), prepared.step, choice.asked_for
 
     def step(
         x: Tensor, states: Sequence[Tensor], parameters: Iterable[Tensor | None]
@@ -63,14 +63,16 @@ def _guarded(
                 return None
         if asked_for() is not None:
             return None
-        if not alike(x, *states) and not _are_plain((x, *states), shapes, dtype):
-            return None
+        if not alike(x, *states):
+            given = x, *states
+            if not are_plain(given, shapes, dtype) or not _are_contiguous(given):
+                return None
         return run(x, states)
 
     return step
 
 
-def _comparison(tensors: Sequence[Tensor]) -> Callable[..., bool]:
+def comparison(tensors: Sequence[Tensor]) -> Callable[..., bool]:
     """A quick test whether tensors are plain, and of the very shapes, strides and types of these.
 
     It also tells whether torch runs under the same modes and transforms as now. torch's compiler
@@ -85,20 +87,20 @@ def _comparison(tensors: Sequence[Tensor]) -> Callable[..., bool]:
     return found
 
 
-def _are_plain(
+def are_plain(
     tensors: Sequence[Any], shapes: Sequence[tuple[int, ...]], dtype: torch.dtype
 ) -> bool:
-    """Whether tensors have these shapes and are contiguous, and nothing watches torch."""
+    """Whether tensors have these shapes, and nothing watches torch."""
     if torch._C._len_torch_dispatch_stack() or torch._C._are_functorch_transforms_active():
         return False
     return all(
-        type(each) is Tensor
-        and each.shape == shape
-        and each.dtype is dtype
-        and each.is_cpu
-        and each.is_contiguous()
+        type(each) is Tensor and each.shape == shape and each.dtype is dtype and each.is_cpu
         for each, shape in zip(tensors, shapes, strict=True)
     )
+
+
+def _are_contiguous(tensors: Iterable[Tensor]) -> bool:
+    return all(each.is_contiguous() for each in tensors)
 
 
 def prepare(
@@ -123,7 +125,9 @@ def prepare(
     dtype, rows = weights[0][0].dtype, math.prod(lead)
     shapes = [(layer.num_layers, rows, size) for size in layer.state_sizes]
     tensors = [x, *states]
-    if rows == 0 or not _are_plain(tensors, [(*lead, layer.input_size), *shapes], dtype):
+    if rows == 0 or not are_plain(tensors, [(*lead, layer.input_size), *shapes], dtype):
+        return None
+    if not _are_contiguous(tensors):
         return None
     signatures = [
         layer.signature(number, lengths=False, reset=False, trace=False)

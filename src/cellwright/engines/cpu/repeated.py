@@ -79,7 +79,8 @@ def _alone(call: Call) -> Run | None:
 
 
 def _run_alone(bound: _Bound) -> Run:
-    starts = [threads.Prepared(each) for each in bound.launches]
+    alone = all(each.most == 1 for each in bound.launches)
+    starts = [_Lanes([bound])] if alone else [threads.Prepared(each) for each in bound.launches]
     enter, leave = bound.enter, bound.leave
 
     def run(call: Call) -> Result:
@@ -96,25 +97,29 @@ def _together(calls: Sequence[Call]) -> RunTogether | None:
     bounds = [each for each in made if each is not None]
     if len(bounds) < len(made):
         return None
-    tables = []
-    for each in bounds:
-        tasks = [number for t in each.launches for number in (t.address, t.arguments, t.rows)]
-        tables.append((ctypes.c_int64 * (1 + len(tasks)))(len(each.launches), *tasks))
-    table = (ctypes.c_int64 * len(tables))(*map(ctypes.addressof, tables))
-    start = threads.Prepared(
-        threads.Launch(
-            lanes_driver(), ctypes.addressof(table), len(tables), threads.ROWS, len(tables)
-        )
-    )
-    kept = table, tables
+    start = _Lanes(bounds)
 
     def run(calls: Sequence[Call]) -> list[Result]:
-        assert kept  # where the programs are told from
         entered = [bound.enter(call) for bound, call in zip(bounds, calls, strict=True)]
         start.run()
         return [bound.leave(*each) for bound, each in zip(bounds, entered, strict=True)]
 
     return run
+
+
+class _Lanes(threads.Prepared):
+    """One launch of all programs: each call's in turn, and the calls on a thread each."""
+
+    def __init__(self, bounds: Sequence[_Bound]):
+        self._tables = []
+        for each in bounds:
+            tasks = [number for t in each.launches for number in (t.address, t.arguments, t.rows)]
+            self._tables.append((ctypes.c_int64 * (1 + len(tasks)))(len(each.launches), *tasks))
+        count = len(bounds)
+        self._table = (ctypes.c_int64 * count)(*map(ctypes.addressof, self._tables))
+        brief = all(launch.brief for each in bounds for launch in each.launches)
+        place = ctypes.addressof(self._table)
+        super().__init__(threads.Launch(lanes_driver(), place, count, threads.ROWS, count, brief))
 
 
 def _bound(call: Call, team: int) -> _Bound | None:
@@ -150,40 +155,65 @@ class _Bound:
         how = {"reverse": call.reverse, "ring": True, "alone": team == 1}
         self._bound.append(loop.bind(weights, steps, rows, **how))
         self.launches = [launch for each in self._bound for launch in each.launches]
-        self._last = call.steps[-1]
-        # The state that is left after the last of two steps in turn; None for the output.
-        self._left: list[Tensor | None] = []
+        last = call.steps[-1]
+        # Bytes that are skipped to the last step of the output, or the address of the state that
+        # is left of two steps in turn.
+        self._left: list[tuple[bool, int]] = []
+        self._states, self._rings = [], []
         for number, each in enumerate(plan.graph.states):
+            size = sizes[each.size]
+            self._states.append(((rows, size), (size, 1), dtype))
+            step = rows * size * dtype.itemsize
             if number == 0 and plan.forward.next[each.name] is plan.forward.output:
-                self._left.append(None)
+                self._left.append((True, last * step))
                 continue
-            ring = torch.empty((2, rows, sizes[each.size]), dtype=dtype)
-            self._at[f"state.{each.name}"] = ring.data_ptr()
-            self._left.append(ring[self._last & 1])
+            self._rings.append(torch.empty((2, rows, size), dtype=dtype))
+            ring = self._at[f"state.{each.name}"] = self._rings[-1].data_ptr()
+            self._left.append((False, ring + (last & 1) * step))
         self._initial = [f"initial.{each.name}" for each in plan.graph.states]
         self._places = made.places
+        self._bases: list[int] = []
+        self._moving = ["x", "output", *self._initial]
+        self._move = [
+            (each.arguments, each.slots[name], number)
+            for each in self._bound
+            for number, name in enumerate(self._moving)
+            if name in each.slots
+        ]
         units = sizes[plan.forward.output.size]
         self._output = (steps, rows, units), (rows * units, units, 1), dtype
 
     def enter(self, call: Call) -> tuple[Tensor, list[Tensor]]:
         """Let the programs work on a call; returns its output to be, and what they will read."""
-        at = self._at
         output = quick_empty(*self._output)
         weights = [_whole(each) for each in call.weights]
-        bases = [each.data_ptr() for each in weights]
+        entering = [_whole(each) for each in (call.x, *call.states)]
+        x, *before = map(Tensor.data_ptr, entering)
+        moved = x, output.data_ptr(), *before
+        bases = [*map(Tensor.data_ptr, weights)]
+        if bases == self._bases:
+            for arguments, place, number in self._move:
+                arguments[place] = moved[number]
+        else:
+            self._enter_weights(weights, bases, moved)
+        return output, entering + weights
+
+    def _enter_weights(self, weights: list[Tensor], bases: list[int], moved: Sequence[int]) -> None:
+        at = self._at
         for slot, tensor, skipped in self._places:
             at[slot] = bases[tensor] + skipped
-        x, *before = entering = [_whole(each) for each in (call.x, *call.states)]
-        at["x"], at["output"] = x.data_ptr(), output.data_ptr()
-        for slot, each in zip(self._initial, before, strict=True):
-            at[slot] = each.data_ptr()
+        at |= zip(self._moving, moved, strict=True)
         for bound in self._bound:
             bound.enter(at, weights)
-        return output, entering + weights
+        self._bases = bases
 
     def leave(self, output: Tensor, entered: list[Tensor]) -> Result:
         """The call's results, when the programs have run."""
-        after = [(output[self._last] if each is None else each).clone() for each in self._left]
+        begin, after = output.data_ptr(), []
+        for (inside, place), kind in zip(self._left, self._states, strict=True):
+            state = quick_empty(*kind)
+            ctypes.memmove(state.data_ptr(), place + begin if inside else place, state.nbytes)
+            after.append(state)
         return Result(output, after, [], [])
 
 

@@ -37,11 +37,14 @@ class Bound:
 
     Attributes:
         enter: says where arrays and weights are from now on.
+        arguments: where the addresses of arrays stand, ``slots`` tells at which place.
         launches: to put the weights in order and to run it.
         held: the memory.
     """
 
     enter: Callable[[Addresses, Sequence[Tensor]], None]
+    arguments: ctypes.Array[ctypes.c_int64]
+    slots: Mapping[str, int]
     launches: Sequence[threads.Launch]
     held: Sequence[Tensor]
 
@@ -252,7 +255,7 @@ class Compiled:
             at |= fixed
             fill(values, at_pointers, *[at[name] for name in names])
 
-        return Bound(enter, launches, held)
+        return Bound(enter, values, self.program.slots, launches, held)
 
     def _own_slots(self) -> list[str]:
         return [name for _, name, _ in (*self._temporaries, *self._words)]
