@@ -158,6 +158,7 @@ class Engine(Protocol):
         weights: Sequence[Sequence[Tensor]],
         lead: Sequence[int],
         sizes: Sequence[int],
+        watched: Sequence[Tensor],
     ) -> PreparedSteps | None:
         """Single steps of a stack of layers with the weights as they are; None if it has none.
 
@@ -166,14 +167,18 @@ class Engine(Protocol):
             weights: of each layer.
             lead: the output is (*lead, size), which multiplies to the rows of the batch.
             sizes: units of each state, which is (layers, rows, size).
+            watched: contiguous tensors from which the weights follow.
         """
 
 
 class PreparedSteps(Protocol):
     """Steps whose weights have been made ready once."""
 
-    def step(self, x: Tensor, states: Sequence[Tensor]) -> tuple[Tensor, list[Tensor]]:
-        """Output and states after a step; contiguous tensors of the prepared sizes."""
+    def step(self, x: Tensor, states: Sequence[Tensor]) -> tuple[Tensor, list[Tensor]] | None:
+        """Output and states after a step; contiguous tensors of the prepared sizes.
+
+        None, and nothing is computed, if the weights are seen not to be what they were.
+        """
 
 
 class SideBySide(Protocol):

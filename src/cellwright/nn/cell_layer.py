@@ -217,8 +217,9 @@ class CellLayer(RecurrentStack):
         """One step: ``y_t, state``, with exactly the numbers of the whole sequence.
 
         Where no gradient is wanted (``torch.no_grad()``), weights are made ready once and used
-        as long as they stay what they are. A change behind torch's back, through
-        ``parameter.data``, is not seen; change weights under ``torch.no_grad()`` instead.
+        as long as they stay what they are. Of changes behind torch's back, through
+        ``parameter.data`` or NumPy, those are noticed that reach one of about 64 elements of a
+        tensor, evenly spread: to change a few, do so under ``torch.no_grad()`` instead.
 
         Args:
             x_t: (B, input_size), or (input_size,) unbatched.

@@ -134,9 +134,10 @@ def prepare(
         for number in range(layer.num_layers)
     ]
     engines = {choice.choose(each, x.device, dtype).engine.name for each in signatures}
-    if len(engines) > 1 or not all(each.is_contiguous() for held in weights for each in held):
+    parameters = [*layer.parameters(recurse=False)]
+    lie_flat = _are_contiguous([*parameters, *(each for held in weights for each in held)])
+    if len(engines) > 1 or not lie_flat:
         return None
-    made = choice.get(engines.pop()).stream(signatures, weights, lead, layer.state_sizes)
-    if made is None:
-        return None
-    return _guarded(made, [*layer.parameters(recurse=False)], tensors)
+    sizes = layer.state_sizes
+    made = choice.get(engines.pop()).stream(signatures, weights, lead, sizes, parameters)
+    return None if made is None else _guarded(made, parameters, tensors)

@@ -127,7 +127,21 @@ def change_by_drawing_again(layer):
     layer.reset_parameters()
 
 
+def change_behind_the_back_of_torch(layer):
+    for weight in layer.parameters():
+        weight.data.mul_(0.5)
+
+
+def change_of_a_gate_behind_the_back_of_torch(layer):
+    layer.parameter("b.f", layer=1).data.fill_(3.0)
+
+
+def change_by_numpy(layer):
+    layer.U_l1.detach().numpy()[:] *= 0.5
+
+
 CHANGES = [
+    change_behind_the_back_of_torch, change_of_a_gate_behind_the_back_of_torch, change_by_numpy,
     change_by_an_optimiser, change_in_place, change_by_loading, change_of_a_parameter,
     change_by_drawing_again,
 ]  # fmt: skip

@@ -108,10 +108,11 @@ class CpuEngine:
         weights: Sequence[Sequence[Tensor]],
         lead: Sequence[int],
         sizes: Sequence[int],
+        watched: Sequence[Tensor],
     ) -> Stream | None:
         """Prepared single steps, or None where a step is more than one program."""
         double = weights[0][0].dtype == torch.float64
         limit = jit.features_limit()
         if not all(kernels(each.text, double, limit).can_step for each in signatures):
             return None
-        return Stream(signatures, weights, lead, sizes)
+        return Stream(signatures, weights, lead, sizes, watched)

@@ -28,6 +28,7 @@ from cellwright.engines.cpu import jit, threads
 from cellwright.engines.cpu.memory import memory
 from cellwright.engines.cpu.ops import I64, POINTER, Emitter, Lanes, Value
 from cellwright.engines.cpu.program import ENTRY
+from cellwright.engines.cpu.starting import Callee
 
 HEAD = ("programs", "space", "space_by_thread")
 FIELDS = ("program", "rows", "count", "first")
@@ -193,7 +194,7 @@ def _emit_members(module: ir.Module) -> None:
             apart_ = b.mul(share, _number(e, given, b.add(place, b.mul(count, e.i64(2)))))
             value = b.add(_number(e, given, place), b.add(moved, apart_))
             b.store(value, b.gep(arguments, [place], source_etype=I64), align=8)
-        callee = threads.Callee(b.inttoptr(program, POINTER), _RUN)
+        callee = Callee(b.inttoptr(program, POINTER), _RUN)
         b.call(callee, [arguments, e.i64(0), rows, e.i64(0), e.i64(1)])
     b.ret_void()
 
@@ -208,7 +209,7 @@ def _emit_lanes(module: ir.Module) -> None:
         with e.loop(e.i64(0), _number(e, lane, e.i64(0))) as number:
             start = b.add(e.i64(1), b.mul(number, e.i64(3)))
             program, at, rows = (_number(e, lane, b.add(start, e.i64(k))) for k in range(3))
-            callee = threads.Callee(b.inttoptr(program, POINTER), _RUN)
+            callee = Callee(b.inttoptr(program, POINTER), _RUN)
             b.call(callee, [b.inttoptr(at, POINTER), e.i64(0), rows, e.i64(0), e.i64(1)])
     b.ret_void()
 

@@ -16,6 +16,7 @@ from cellwright.engines.cpu.kernels import Kernels, kernels
 from cellwright.engines.cpu.pages import quick_empty
 from cellwright.engines.cpu.runtime import SHARE_FROM
 from cellwright.engines.cpu.threads import SHARES, Launch, Prepared
+from cellwright.engines.cpu.watching import Watch
 from cellwright.engines.signature import Signature
 
 _address = Tensor.data_ptr
@@ -32,16 +33,19 @@ class LayerStep:
         made: the layer's kernels.
         weights: the layer's weights.
         rows: of the batch.
+        watch: what may not have changed when a step begins; None for nothing.
 
     Attributes:
         shared: its units are shared out to all threads.
         fill: ``fill(arguments, 0, *addresses)`` of x, the output, every state before the step and
             every state after it.
         arguments: where they are filled in.
-        run: makes the step.
+        run: makes the step and returns 0; or 1, and makes none, where something has changed.
     """
 
-    def __init__(self, made: Kernels, weights: Sequence[Tensor], rows: int):
+    def __init__(
+        self, made: Kernels, weights: Sequence[Tensor], rows: int, watch: Watch | None = None
+    ):
         self._weights = [each.detach().contiguous() for each in weights]
         compiled = made.step()
         self.shared = rows * compiled.work >= SHARE_FROM
@@ -50,9 +54,10 @@ class LayerStep:
         self.arguments, place, self._held = compiled.prepare(self._weights, rows, most)
         self.fill = struct.Struct(f"{len(made.step_slots)}q").pack_into
         brief = not self.shared
-        launch = Prepared(Launch(compiled.address, place, rows, SHARES, most, brief))
+        watched = 0 if watch is None else watch.place
+        launch = Prepared(Launch(compiled.address, place, rows, SHARES, most, brief, watched))
         self.run = launch.run
-        self._kept = compiled, launch  # the machine code and the launch stay where they are
+        self._kept = compiled, launch, watch  # the machine code and the launch stay where they are
 
 
 class Stream:
@@ -63,9 +68,11 @@ class Stream:
         weights: of each layer.
         lead: the output's axes before its units, which multiply to the batch.
         sizes: units of each state.
+        watched: the tensors from which the weights follow.
 
     Attributes:
-        step: the output and the states after a step, of contiguous tensors x and states.
+        step: the output and the states after a step, of contiguous tensors x and states; None
+            if the weights are seen to have changed.
     """
 
     def __init__(
@@ -74,13 +81,15 @@ class Stream:
         weights: Sequence[Sequence[Tensor]],
         lead: Sequence[int],
         sizes: Sequence[int],
+        watched: Sequence[Tensor],
     ):
         rows = math.prod(lead)
         self._dtype = weights[0][0].dtype
         double = self._dtype == torch.float64
+        watches = [Watch(watched), *[None] * (len(signatures) - 1)]
         self._layers = [
-            LayerStep(kernels(each.text, double, jit.features_limit()), held, rows)
-            for each, held in zip(signatures, weights, strict=True)
+            LayerStep(kernels(each.text, double, jit.features_limit()), held, rows, watch)
+            for each, held, watch in zip(signatures, weights, watches, strict=True)
         ]
         shape = (*lead, sizes[0])
         self._output = shape, _strides(shape)
@@ -90,22 +99,23 @@ class Stream:
         self._between = [torch.empty((rows, sizes[0]), dtype=self._dtype) for _ in range(count - 1)]
         self.step = self._in_turn if count > 1 else self._single()
 
-    def _single(self) -> Callable[[Tensor, Sequence[Tensor]], tuple[Tensor, list[Tensor]]]:
+    def _single(self) -> Callable[[Tensor, Sequence[Tensor]], tuple[Tensor, list[Tensor]] | None]:
         """The same for one layer, where every microsecond counts: nothing is looked up."""
         (layer,) = self._layers
         shapes, strides = zip(self._output, *self._shapes, strict=True)
         dtypes = (self._dtype,) * len(shapes)
         arguments, fill = layer.arguments, layer.fill
 
-        def step(x: Tensor, states: Sequence[Tensor]) -> tuple[Tensor, list[Tensor]]:
+        def step(x: Tensor, states: Sequence[Tensor]) -> tuple[Tensor, list[Tensor]] | None:
             output, *after = map(quick_empty, shapes, strides, dtypes)
             fill(arguments, 0, *map(_address, (x, output, *states, *after)))
-            layer.run()  # by the layer, so that all it points into stays
+            if layer.run():  # by the layer, so that all it points into stays
+                return None
             return output, after
 
         return step
 
-    def _in_turn(self, x: Tensor, states: Sequence[Tensor]) -> tuple[Tensor, list[Tensor]]:
+    def _in_turn(self, x: Tensor, states: Sequence[Tensor]) -> tuple[Tensor, list[Tensor]] | None:
         output = quick_empty(*self._output, self._dtype)
         after = [quick_empty(*each, self._dtype) for each in self._shapes]
         before_at, after_at = [*map(_address, states)], [*map(_address, after)]
@@ -114,7 +124,8 @@ class Stream:
             layer.fill(
                 layer.arguments, 0, source.data_ptr(), into.data_ptr(), *before_at, *after_at
             )
-            layer.run()
+            if layer.run():
+                return None
             before_at = [place + step for place, step in zip(before_at, self._steps, strict=True)]
             after_at = [place + step for place, step in zip(after_at, self._steps, strict=True)]
             source = into

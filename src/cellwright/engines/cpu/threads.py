@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import ctypes
 import os
-import platform
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -19,12 +18,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from llvmlite import ir
 
-from cellwright.engines.cpu import jit
-from cellwright.engines.cpu.ops import I32, I64, POINTER
+from cellwright.engines.cpu import jit, starting
+from cellwright.engines.cpu.starting import JOB
 
-ROWS, SHARES = 0, 1
+ROWS, SHARES = starting.ROWS, starting.SHARES
+
 _forked = False
 _team_was_used = False
 
@@ -61,131 +60,6 @@ def _openmp() -> ctypes.CDLL | None:
     return None
 
 
-def _runtime_module() -> str:
-    """Barrier, and the functions that a thread of a team, or a thread alone, begins with."""
-    module = ir.Module("cellwright_runtime")
-    _emit_barrier(module)
-    _emit_together(module, _emit_member(module))
-    _emit_alone(module)
-    return str(module)
-
-
-def _emit_barrier(module: ir.Module) -> None:
-    """Wait until all shares have arrived: a counter and the number of the round."""
-    function = ir.Function(module, ir.FunctionType(ir.VoidType(), [I64, I64]), "cellwright_barrier")
-    place, shares = function.args
-    entry, last, wait, spin, rest, end = (
-        function.append_basic_block(n) for n in ("entry", "last", "wait", "spin", "rest", "end")
-    )
-    b = ir.IRBuilder(entry)
-    counter = b.inttoptr(place, POINTER)
-    round_ = b.gep(counter, [ir.Constant(I64, 8)], source_etype=I64)  # on another cache line
-    one = ir.Constant(I64, 1)
-    before = b.load_atomic(round_, "acquire", 8, typ=I64)
-    arrived = b.add(b.atomic_rmw("add", counter, one, "acq_rel"), one)
-    b.cbranch(b.icmp_signed("==", arrived, shares), last, wait)
-    b.position_at_end(last)
-    b.atomic_rmw("xchg", counter, ir.Constant(I64, 0), "release")
-    b.atomic_rmw("add", round_, one, "release")
-    b.branch(end)
-    b.position_at_end(wait)
-    b.branch(spin)
-    b.position_at_end(spin)
-    tries = b.phi(I64)
-    tries.add_incoming(ir.Constant(I64, 0), wait)
-    now = b.load_atomic(round_, "acquire", 8, typ=I64)
-    b.cbranch(b.icmp_signed("!=", now, before), end, rest)
-    b.position_at_end(rest)
-    following = b.add(tries, one)
-    pause = _pause(module)
-    yields = ir.Function(module, ir.FunctionType(I32, []), "sched_yield")
-    tired = b.icmp_signed("==", b.and_(following, ir.Constant(I64, 4095)), ir.Constant(I64, 0))
-    with b.if_else(tired) as (gives_way, goes_on):
-        with gives_way:
-            b.call(yields, [])  # another process may need this processor
-        with goes_on:
-            if pause is not None:
-                b.call(pause, [])
-    tries.add_incoming(following, b.block)
-    b.branch(spin)
-    b.position_at_end(end)
-    b.ret_void()
-
-
-def _pause(module: ir.Module) -> ir.Function | None:
-    """The instruction by which a waiting processor leaves room to others, where there is one."""
-    if platform.machine().lower() not in ("x86_64", "amd64"):
-        return None
-    return ir.Function(module, ir.FunctionType(ir.VoidType(), []), "llvm.x86.sse2.pause")
-
-
-class Callee:
-    """An address to call: llvmlite otherwise wants a pointer that carries its function's type."""
-
-    def __init__(self, address: Any, function_type: ir.FunctionType):
-        self.function_type = function_type
-        self.type = POINTER
-        self.get_reference = address.get_reference
-
-
-_RUN_TYPE = ir.FunctionType(ir.VoidType(), [POINTER, I64, I64, I64, I64])
-
-
-def _begin(module: ir.Module, name: str) -> tuple[ir.IRBuilder, Callee, list[Any]]:
-    """A function of a job = [address of run, its arguments, rows, how to share, threads].
-
-    Returns:
-        where its code goes, the job's ``run``, and the job's other fields.
-    """
-    function = ir.Function(module, ir.FunctionType(ir.VoidType(), [POINTER]), name)
-    b = ir.IRBuilder(function.append_basic_block("entry"))
-    run, arguments, rows, how = (
-        b.load(b.gep(function.args[0], [ir.Constant(I64, k)], source_etype=I64), typ=I64, align=8)
-        for k in range(4)
-    )
-    callee = Callee(b.inttoptr(run, POINTER), _RUN_TYPE)
-    return b, callee, [b.inttoptr(arguments, POINTER), rows, how]
-
-
-def _emit_alone(module: ir.Module) -> None:
-    """``cellwright_alone(job)``: run all of a job."""
-    b, run, (arguments, rows, _) = _begin(module, "cellwright_alone")
-    zero, one = ir.Constant(I64, 0), ir.Constant(I64, 1)
-    b.call(run, [arguments, zero, rows, zero, one])
-    b.ret_void()
-
-
-def _emit_together(module: ir.Module, member: ir.Function) -> None:
-    """``cellwright_together(job)``: run a job on the threads of OpenMP."""
-    function = ir.Function(module, ir.FunctionType(ir.VoidType(), [POINTER]), "cellwright_together")
-    b = ir.IRBuilder(function.append_basic_block("entry"))
-    (job,) = function.args
-    team = b.load(b.gep(job, [ir.Constant(I64, 4)], source_etype=I64), typ=I64, align=8)
-    kind = ir.FunctionType(ir.VoidType(), [member.type, POINTER, I32, I32])
-    parallel = ir.Function(module, kind, "GOMP_parallel")
-    b.call(parallel, [member, job, b.trunc(team, I32), ir.Constant(I32, 0)])
-    b.ret_void()
-
-
-def _emit_member(module: ir.Module) -> ir.Function:
-    """``cellwright_member(job)``: take this thread's part of a job and run it."""
-    b, run, (arguments, rows, how) = _begin(module, "cellwright_member")
-    asks = ir.FunctionType(I32, [])
-    number = b.sext(b.call(ir.Function(module, asks, "omp_get_thread_num"), []), I64)
-    team = b.sext(b.call(ir.Function(module, asks, "omp_get_num_threads"), []), I64)
-    by_rows = b.icmp_signed("==", how, ir.Constant(I64, ROWS))
-    zero, one = ir.Constant(I64, 0), ir.Constant(I64, 1)
-    first = b.sdiv(b.mul(number, rows), team)
-    end = b.sdiv(b.mul(b.add(number, one), rows), team)
-    b.call(run, [
-        arguments,
-        b.select(by_rows, first, zero), b.select(by_rows, end, rows),
-        b.select(by_rows, zero, number), b.select(by_rows, one, team),
-    ])  # fmt: skip
-    b.ret_void()
-    return b.function
-
-
 @dataclass(frozen=True)
 class _Runtime:
     """The compiled runtime, and where its functions begin."""
@@ -193,6 +67,7 @@ class _Runtime:
     code: jit.Code
     together: int
     alone: int
+    is_changed: int
 
 
 @lru_cache(maxsize=4)
@@ -205,9 +80,10 @@ def _runtime(limit: str) -> _Runtime:
                 for name in ("omp_get_thread_num", "omp_get_num_threads", "GOMP_parallel")
             }
         )
-    code = jit.compile_ir(_runtime_module(), limit)
+    code = jit.compile_ir(starting.runtime_module(), limit)
     jit.bind_symbols({"cellwright_barrier": code.address("cellwright_barrier")})
-    return _Runtime(code, code.address("cellwright_together"), code.address("cellwright_alone"))
+    names = ("together", "alone", "is_changed")
+    return _Runtime(code, *[code.address(f"cellwright_{name}") for name in names])
 
 
 def provide() -> None:
@@ -224,7 +100,8 @@ def _pool() -> ThreadPoolExecutor:
     return ThreadPoolExecutor(max_workers=_WORKERS, thread_name_prefix="cellwright")
 
 
-_JOB = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
+_JOB = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_void_p)
+_BRIEF_JOB = ctypes.PYFUNCTYPE(ctypes.c_int, ctypes.c_void_p)
 _RUN = ctypes.CFUNCTYPE(
     None, ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64, ctypes.c_int64, ctypes.c_int64
 )
@@ -247,7 +124,7 @@ def launch(address: int, arguments: int, rows: int, how: int, threads: int) -> N
     _team_was_used = True
     library = _openmp()
     if library is not None:
-        job = (ctypes.c_int64 * 5)(address, arguments, rows, how, threads)
+        job = (ctypes.c_int64 * len(JOB))(address, arguments, rows, how, threads, 0)
         _JOB(_runtime(jit.features_limit()).together)(ctypes.addressof(job))
         return
     # Shares wait for each other, so a team gets the whole pool or none of it.
@@ -271,6 +148,7 @@ class Launch:
         how: what is shared out: ``ROWS`` or ``SHARES``.
         most: threads at most.
         brief: the loop is short: a single thread keeps Python's lock.
+        watched: address of what may not have changed, see :mod:`.starting`; 0 for nothing.
     """
 
     address: int
@@ -279,42 +157,45 @@ class Launch:
     how: int
     most: int
     brief: bool = False
+    watched: int = 0
 
 
 class Prepared:
     """A launch with as little around it as can be.
 
     Attributes:
-        run: launches it.
+        run: launches it and returns 0; or 1, and nothing runs, where what it watches has changed.
     """
 
     def __init__(self, launch: Launch):
         self._most = most = launch.most
         self._runtime = _runtime(jit.features_limit())
-        self._job = (ctypes.c_int64 * 5)(
-            launch.address, launch.arguments, launch.rows, launch.how, 1
+        self._job = (ctypes.c_int64 * len(JOB))(
+            launch.address, launch.arguments, launch.rows, launch.how, 1, launch.watched
         )
         self._place = ctypes.addressof(self._job)
-        self.run: Callable[[], object]
+        self.run: Callable[[], int]
         if most > 1:
             self._alone, self._together = _JOB(self._runtime.alone), _JOB(self._runtime.together)
             self.run = self._run_shared
         else:
-            kind = ctypes.PYFUNCTYPE(None, ctypes.c_void_p) if launch.brief else _JOB
+            kind = _BRIEF_JOB if launch.brief else _JOB
             self.run = partial(kind(self._runtime.alone), self._place)
 
-    def _run_shared(self) -> None:
+    def _run_shared(self) -> int:
         team, library = min(count(), self._most), _openmp()
         if team == 1:
-            self._alone(self._place)
-        elif library is None:
-            address, arguments, rows, how, _ = self._job
+            return self._alone(self._place)
+        if library is None:
+            address, arguments, rows, how, _, watched = self._job
+            if watched and _JOB(self._runtime.is_changed)(watched):
+                return 1
             launch(address, arguments, rows, how, team)
-        else:
-            global _team_was_used
-            _team_was_used = True
-            self._job[4] = team
-            self._together(self._place)
+            return 0
+        global _team_was_used
+        _team_was_used = True
+        self._job[JOB.index("team")] = team
+        return self._together(self._place)
 
 
 def _run_on_pool(run: Any, arguments: int, rows: int, how: int, threads: int) -> None:

@@ -131,6 +131,7 @@ class GpuEngine:
         weights: Sequence[Sequence[Tensor]],
         lead: Sequence[int],
         sizes: Sequence[int],
+        watched: Sequence[Tensor],
     ) -> None:
         """None: a step is an ordinary call."""
         return None

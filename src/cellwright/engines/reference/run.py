@@ -84,6 +84,7 @@ class ReferenceEngine:
         weights: Sequence[Sequence[Tensor]],
         lead: Sequence[int],
         sizes: Sequence[int],
+        watched: Sequence[Tensor],
     ) -> None:
         """None: a step is an ordinary call."""
         return None

@@ -1,0 +1,192 @@
+"""The functions that a loop begins with: alone, on the threads of OpenMP, as one of a team.
+
+They are given a job, the numbers that ``JOB`` names, and return 0; or, without having begun, 1
+where what the job watches has changed.
+"""
+
+from __future__ import annotations
+
+import platform
+from typing import Any
+
+from llvmlite import ir
+
+from cellwright.engines.cpu.ops import I32, I64, POINTER, Emitter, Lanes, Value
+
+ROWS, SHARES = 0, 1
+
+JOB = ("run", "arguments", "rows", "how", "team", "watched")
+"""A loop's address and that of its arguments, rows of the batch, what is shared out, among how
+many threads, and the address of what may not have changed, or 0."""
+
+WATCHED = ("place", "remembered", "count", "step")
+"""Of each array that may not have changed: its address, that of the words that are remembered of
+it, how many they are, and the bytes between them. In front stands the number of arrays."""
+
+
+def runtime_module() -> str:
+    """All of them, and the barrier."""
+    module = ir.Module("cellwright_runtime")
+    _emit_barrier(module)
+    changed = _emit_is_changed(module)
+    _emit_together(module, _emit_member(module), changed)
+    _emit_alone(module, changed)
+    return str(module)
+
+
+def _emit_barrier(module: ir.Module) -> None:
+    """Wait until all shares have arrived: a counter and the number of the round."""
+    function = ir.Function(module, ir.FunctionType(ir.VoidType(), [I64, I64]), "cellwright_barrier")
+    place, shares = function.args
+    entry, last, wait, spin, rest, end = (
+        function.append_basic_block(n) for n in ("entry", "last", "wait", "spin", "rest", "end")
+    )
+    b = ir.IRBuilder(entry)
+    counter = b.inttoptr(place, POINTER)
+    round_ = b.gep(counter, [ir.Constant(I64, 8)], source_etype=I64)  # on another cache line
+    one = ir.Constant(I64, 1)
+    before = b.load_atomic(round_, "acquire", 8, typ=I64)
+    arrived = b.add(b.atomic_rmw("add", counter, one, "acq_rel"), one)
+    b.cbranch(b.icmp_signed("==", arrived, shares), last, wait)
+    b.position_at_end(last)
+    b.atomic_rmw("xchg", counter, ir.Constant(I64, 0), "release")
+    b.atomic_rmw("add", round_, one, "release")
+    b.branch(end)
+    b.position_at_end(wait)
+    b.branch(spin)
+    b.position_at_end(spin)
+    tries = b.phi(I64)
+    tries.add_incoming(ir.Constant(I64, 0), wait)
+    now = b.load_atomic(round_, "acquire", 8, typ=I64)
+    b.cbranch(b.icmp_signed("!=", now, before), end, rest)
+    b.position_at_end(rest)
+    following = b.add(tries, one)
+    pause = _pause(module)
+    yields = ir.Function(module, ir.FunctionType(I32, []), "sched_yield")
+    tired = b.icmp_signed("==", b.and_(following, ir.Constant(I64, 4095)), ir.Constant(I64, 0))
+    with b.if_else(tired) as (gives_way, goes_on):
+        with gives_way:
+            b.call(yields, [])  # another process may need this processor
+        with goes_on:
+            if pause is not None:
+                b.call(pause, [])
+    tries.add_incoming(following, b.block)
+    b.branch(spin)
+    b.position_at_end(end)
+    b.ret_void()
+
+
+def _pause(module: ir.Module) -> ir.Function | None:
+    """The instruction by which a waiting processor leaves room to others, where there is one."""
+    if platform.machine().lower() not in ("x86_64", "amd64"):
+        return None
+    return ir.Function(module, ir.FunctionType(ir.VoidType(), []), "llvm.x86.sse2.pause")
+
+
+class Callee:
+    """An address to call: llvmlite otherwise wants a pointer that carries its function's type."""
+
+    def __init__(self, address: Any, function_type: ir.FunctionType):
+        self.function_type = function_type
+        self.type = POINTER
+        self.get_reference = address.get_reference
+
+
+_RUN_TYPE = ir.FunctionType(ir.VoidType(), [POINTER, I64, I64, I64, I64])
+
+
+def _field(b: ir.IRBuilder, job: Value, name: str) -> Value:
+    place = ir.Constant(I64, JOB.index(name))
+    return b.load(b.gep(job, [place], source_etype=I64), typ=I64, align=8)
+
+
+def _callee(b: ir.IRBuilder, job: Value) -> Callee:
+    return Callee(b.inttoptr(_field(b, job, "run"), POINTER), _RUN_TYPE)
+
+
+def _emit_is_changed(module: ir.Module) -> ir.Function:
+    """``cellwright_is_changed(watched)``: whether any word is not what is remembered of it."""
+    function = ir.Function(module, ir.FunctionType(I32, [POINTER]), "cellwright_is_changed")
+    e = Emitter(module, ir.IRBuilder(function.append_basic_block("entry")), Lanes(False))
+    b, (table,) = e.b, function.args
+
+    def number(place: Value) -> Value:
+        return e.load(b.gep(table, [place], source_etype=I64), I64, 8)
+
+    def compare_array(which: Value, before: list[Value]) -> list[Value]:
+        start = b.add(e.i64(1), b.mul(which, e.i64(len(WATCHED))))
+        place, remembered, count, step = (
+            number(b.add(start, e.i64(field))) for field in range(len(WATCHED))
+        )
+
+        def compare(k: Value, before: list[Value]) -> list[Value]:
+            now = e.load(b.inttoptr(b.add(place, b.mul(k, step)), POINTER), I32, 4)
+            then = e.load(b.gep(b.inttoptr(remembered, POINTER), [k], source_etype=I32), I32, 4)
+            return [b.or_(before[0], b.xor(now, then))]
+
+        return e.fold(count, before, compare)
+
+    (difference,) = e.fold(number(e.i64(0)), [ir.Constant(I32, 0)], compare_array)
+    b.ret(b.zext(b.icmp_signed("!=", difference, ir.Constant(I32, 0)), I32))
+    return function
+
+
+def _emit_unless_changed(module: ir.Module, name: str, changed: ir.Function) -> ir.IRBuilder:
+    """A function of a job that returns 1 where what it watches has changed; the rest follows."""
+    function = ir.Function(module, ir.FunctionType(I32, [POINTER]), name)
+    entry, look, leave, go_on = (
+        function.append_basic_block(n) for n in ("entry", "look", "leave", "go_on")
+    )
+    b = ir.IRBuilder(entry)
+    watched = _field(b, function.args[0], "watched")
+    b.cbranch(b.icmp_signed("!=", watched, ir.Constant(I64, 0)), look, go_on)
+    b.position_at_end(look)
+    found = b.call(changed, [b.inttoptr(watched, POINTER)])
+    b.cbranch(b.icmp_signed("!=", found, ir.Constant(I32, 0)), leave, go_on)
+    b.position_at_end(leave)
+    b.ret(ir.Constant(I32, 1))
+    b.position_at_end(go_on)
+    return b
+
+
+def _emit_alone(module: ir.Module, changed: ir.Function) -> None:
+    """``cellwright_alone(job)``: run all of a job."""
+    b = _emit_unless_changed(module, "cellwright_alone", changed)
+    (job,) = b.function.args
+    arguments, rows = b.inttoptr(_field(b, job, "arguments"), POINTER), _field(b, job, "rows")
+    zero, one = ir.Constant(I64, 0), ir.Constant(I64, 1)
+    b.call(_callee(b, job), [arguments, zero, rows, zero, one])
+    b.ret(ir.Constant(I32, 0))
+
+
+def _emit_together(module: ir.Module, member: ir.Function, changed: ir.Function) -> None:
+    """``cellwright_together(job)``: run a job on the threads of OpenMP."""
+    b = _emit_unless_changed(module, "cellwright_together", changed)
+    (job,) = b.function.args
+    kind = ir.FunctionType(ir.VoidType(), [member.type, POINTER, I32, I32])
+    parallel = ir.Function(module, kind, "GOMP_parallel")
+    b.call(parallel, [member, job, b.trunc(_field(b, job, "team"), I32), ir.Constant(I32, 0)])
+    b.ret(ir.Constant(I32, 0))
+
+
+def _emit_member(module: ir.Module) -> ir.Function:
+    """``cellwright_member(job)``: take this thread's part of a job and run it."""
+    kind = ir.FunctionType(ir.VoidType(), [POINTER])
+    function = ir.Function(module, kind, "cellwright_member")
+    b = ir.IRBuilder(function.append_basic_block("entry"))
+    (job,) = function.args
+    arguments, rows, how = (_field(b, job, name) for name in ("arguments", "rows", "how"))
+    asks = ir.FunctionType(I32, [])
+    number = b.sext(b.call(ir.Function(module, asks, "omp_get_thread_num"), []), I64)
+    team = b.sext(b.call(ir.Function(module, asks, "omp_get_num_threads"), []), I64)
+    by_rows = b.icmp_signed("==", how, ir.Constant(I64, ROWS))
+    zero, one = ir.Constant(I64, 0), ir.Constant(I64, 1)
+    first = b.sdiv(b.mul(number, rows), team)
+    end = b.sdiv(b.mul(b.add(number, one), rows), team)
+    b.call(_callee(b, job), [
+        b.inttoptr(arguments, POINTER),
+        b.select(by_rows, first, zero), b.select(by_rows, end, rows),
+        b.select(by_rows, zero, number), b.select(by_rows, one, team),
+    ])  # fmt: skip
+    b.ret_void()
+    return function
