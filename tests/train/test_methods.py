@@ -41,6 +41,14 @@ def test_accumulated_batches_are_one_large_batch(tmp_path, series):
     assert fitted.sequences == 120
 
 
+def test_what_is_left_of_an_epoch_is_averaged_too(tmp_path, series):
+    settings = SETTINGS.replace(optimizer="sgd", gradient_clip=1e9, epochs=1)
+    first = series.take(range(10))
+    one, _ = train(tmp_path / "a", first, settings)
+    two, _ = train(tmp_path / "b", first, settings.replace(accumulate=4))
+    torch.testing.assert_close(weights(two), weights(one), rtol=0, atol=1e-7)
+
+
 def test_the_average_is_what_is_kept(tmp_path, series):
     decay, seen = 0.7, []
     with pytest.MonkeyPatch.context() as patch:

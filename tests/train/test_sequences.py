@@ -201,10 +201,59 @@ def test_gradients_end_at_a_window_s_beginning(monkeypatch, tmp_path):
     assert found == [True] * 3
 
 
-@pytest.mark.parametrize("what", ["drawn", "windows", "streams", "streams in windows"])
+@pytest.mark.parametrize("accumulate", [2, 9])
+def test_windows_are_averaged_for_one_update(tmp_path, accumulate):
+    """An epoch has eight or nine windows; its last update may be of fewer than the others."""
+    data = echoes([9, 7, 8, 5])
+    settings = SETTINGS.replace(
+        tbptt=2, accumulate=accumulate, epochs=2, batch_size=2, optimizer="sgd", weight_decay=0.0,
+        gradient_clip=1e9,
+    )  # fmt: skip
+    trained, _ = train(tmp_path, data, "values", settings)
+    seed_everything(settings.seed, settings.epochs)
+    objective = objectives.get("values")
+    model = objective.model(cw.cells.get("gru"), 1, 1, settings)
+    windows = Windows(data.batches(2, settings.seed), 2)
+    for windows.epoch in range(2):
+        state, every = None, list(windows)
+        assert len(every) in (8, 9)
+        for first in range(0, len(every), accumulate):
+            group = every[first : first + accumulate]
+            model.zero_grad()
+            for each in group:
+                y, state = model.carry(each.x, each.lengths, each.reset, state)
+                state = tuple(part.detach() for part in state)
+                if objective.count(each.targets):
+                    (objective.loss(y, each.targets) / len(group)).backward()
+            with torch.no_grad():
+                for weight in model.parameters():
+                    weight -= settings.learning_rate * weight.grad
+    torch.testing.assert_close(trained.state_dict(), model.state_dict(), rtol=1e-5, atol=1e-7)
+
+
+def test_a_window_in_which_nothing_is_asked_changes_nothing(tmp_path):
+    silent = [torch.full((6, 1), torch.nan) for _ in range(4)]
+    data = Sequences([torch.ones(6, 1)] * 4, silent, ("x",), ("y",))
+    heard = replace(data, targets=[torch.cat([each[:4], torch.zeros(2, 1)]) for each in silent])
+    settings = SETTINGS.replace(tbptt=2, epochs=1, optimizer="sgd", weight_decay=0.0)
+    untrained, _ = train(tmp_path / "a", data, "values", settings)
+    first, fitted = train(tmp_path / "b", heard, "values", settings)
+    assert bits(untrained) != bits(first)
+    assert np.isfinite(fitted.rows[0]["train_loss"])
+    seed_everything(settings.seed, settings.epochs)
+    begun = objectives.get("values").model(cw.cells.get("gru"), 1, 1, settings)
+    assert bits(begun) == bits(untrained)
+
+
+@pytest.mark.parametrize(
+    "what", ["drawn", "windows", "streams", "streams in windows", "windows, averaged"]
+)
 def test_an_interrupted_training_ends_with_the_same_bits(tmp_path, what):
-    settings = SETTINGS.replace(tbptt=3 if "windows" in what else None)
-    examples = {"drawn": DRAWN, "windows": echoes([9, 4, 7, 7, 5])}.get(what, COUNTED)
+    settings = SETTINGS.replace(
+        tbptt=3 if "windows" in what else None, accumulate=2 if "averaged" in what else 1
+    )
+    examples = COUNTED if "streams" in what else echoes([9, 4, 7, 7, 5])
+    examples = DRAWN if what == "drawn" else examples
     objective = "value" if what == "drawn" else "values"
     whole, one = train(tmp_path / "a", examples, objective, settings)
     train(tmp_path / "b", examples, objective, settings, stop_after=2)

@@ -75,7 +75,6 @@ def test_settings_go_to_yaml_and_back(settings):
         ({"gradient_clip_value": 0}, "--gradient-clip-value: expected a number above 0, got 0"),
         ({"patience": 0}, "--patience: expected a whole number, 1 or more, got 0"),
         ({"accumulate": 0}, "--accumulate: expected a whole number, 1 or more, got 0"),
-        ({"accumulate": 2, "tbptt": 9}, "--accumulate and --tbptt exclude each other"),
         ({"devices": 17}, "--devices: 17 processes cannot share batches of 16"),
     ],
 )

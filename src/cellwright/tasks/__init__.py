@@ -21,6 +21,8 @@ __all__ = ["get", "is_reference", "names"]
 # name of the task -> "module:attribute"
 _BUILT_IN = {
     "japanese-vowels": "japanese_vowels:japanese_vowels",
+    "sequential-digits": "sequential_digits:sequential_digits",
+    "sequential-mnist": "sequential_digits:sequential_mnist",
     "jsb-chorales": "jsb_chorales:jsb_chorales",
     "odyssey": "jsb_chorales:odyssey",
     "embedded-reber": "reber:embedded_reber",

@@ -104,6 +104,7 @@ class TrainingModule(LightningModule):
         gradient_clip_val: float | None = None,
         gradient_clip_algorithm: str | None = None,
     ) -> None:
+        self._complete_average()
         done = clip(
             self.parameters(), self.settings.gradient_clip, self.settings.gradient_clip_value
         )
@@ -115,6 +116,13 @@ class TrainingModule(LightningModule):
         else:
             self._norms.append(done)
         self._since_update.clear()
+
+    def _complete_average(self) -> None:
+        """Lightning divides by ``accumulate`` also where an epoch ends with fewer batches."""
+        missing = self.settings.accumulate / len(self._since_update)
+        for each in self.parameters():
+            if each.grad is not None and missing > 1:
+                each.grad.mul_(missing)
 
     def _diverged(self, what: str) -> UsageError:
         """The error for a loss or gradient that is not finite, saying where that began."""
@@ -184,7 +192,7 @@ class TrainingModule(LightningModule):
         return outputs, state
 
     def _loss(self, batch: Batch, outputs: Tensor) -> Tensor:
-        if batch.share == 0:
+        if batch.share == 0 or not self.objective.count(batch.targets):
             return outputs.sum() * 0.0  # nothing to learn from, but part of the average
         return self.objective.loss(outputs, batch.targets)
 

@@ -19,6 +19,7 @@ from typing import IO, Any
 
 import torch
 from lightning.pytorch.strategies import DDPStrategy
+from torch import distributed
 
 from cellwright.errors import UsageError
 
@@ -71,6 +72,9 @@ def beside(command: Sequence[str], devices: int) -> Iterator[None]:
             other.raise_if_failed(error)
         raise
     finally:
+        # A later training in this process has other processes beside it.
+        if distributed.is_initialized():
+            distributed.destroy_process_group()
         for other in others:
             other.end()
         for name, value in before.items():

@@ -50,7 +50,7 @@ class Settings:
         gradient_clip_value: largest absolute value of a gradient's component; None for no limit.
         nonfinite: what is done where the loss or the gradient is not finite: "error" stops, and
             tells where it began; "skip" leaves the update out and counts it.
-        accumulate: batches whose gradients are averaged for one update.
+        accumulate: batches whose gradients are averaged for one update; with ``tbptt``, windows.
         average: decay of an exponential moving average of the weights, which is what is validated
             and kept; None for the weights themselves.
         patience: stop after so many epochs without a lower loss; None to go on.
@@ -136,8 +136,6 @@ class Settings:
                 f"--devices: {self.devices} processes cannot share batches of {self.batch_size}; "
                 "expected a --batch-size of at least as many"
             )
-        if self.tbptt is not None and self.accumulate > 1:
-            raise UsageError("--accumulate and --tbptt exclude each other")
         if not isinstance(self.layer, Mapping):
             raise UsageError(f"--layer: expected names with values, got {self.layer!r}")
         for name in self.layer:
