@@ -281,7 +281,7 @@ def test_what_a_resumed_run_cannot_change(call, refused, tmp_path, ts_file):
     ts_file.write_text(ts_file.read_text() + "1:2:rises\n")
     refused("mine.ts: the file has changed", "train", *resume)
     run.config.write_text(run.config.read_text().replace("epochs: 2", "epochs: two"))
-    refused("config.yaml: its content is damaged: --epochs", "train", *resume)
+    refused("config.yaml: what it records cannot be used: --epochs", "train", *resume)
     run.config.write_text("format_version: 2\n")
     refused("config.yaml: its format is version 2", "train", *resume)
 

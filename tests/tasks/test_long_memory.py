@@ -11,13 +11,14 @@ import torch
 
 from cellwright import tasks
 from cellwright.errors import UsageError
-from cellwright.tasks import adding, copying, long_lag, multiplication, success, temporal_order
+from cellwright.tasks import copying, long_lag, marked_pairs, success, temporal_order
 from cellwright.tasks.sources import Source
 
+MULTIPLICATION = {"problem": marked_pairs.MULTIPLICATION}
 DRAWS = {
-    "adding": (adding.draw, {}),
-    "adding, T=21": (adding.draw, {"length": 21}),
-    "multiplication": (multiplication.draw, {}),
+    "adding": (marked_pairs.draw, {}),
+    "adding, T=21": (marked_pairs.draw, {"length": 21}),
+    "multiplication": (marked_pairs.draw, MULTIPLICATION),
     "temporal order 6a": (temporal_order.draw, {}),
     "temporal order 6b": (temporal_order.draw, {"relevant": 3}),
     "copying": (copying.draw, {}),
@@ -205,8 +206,12 @@ def test_long_lag_ends_with_its_second_symbol(name, lag, distractors):
 @pytest.mark.parametrize(
     ("draw", "options", "message"),
     [
-        (adding.draw, {"length": 19}, r"adding: length: .* at least 20, got 19"),
-        (multiplication.draw, {"length": 100.0}, r"multiplication: length: .*, got 100\.0"),
+        (marked_pairs.draw, {"length": 19}, r"adding: length: .* at least 20, got 19"),
+        (
+            marked_pairs.draw,
+            MULTIPLICATION | {"length": 100.0},
+            r"multiplication: length: .*, got 100\.0",
+        ),
         (temporal_order.draw, {"relevant": 4}, r"relevant: expected 2 .* or 3 .*, got 4"),
         (copying.draw, {"blanks": 0}, r"copying: blanks: .* at least 1, got 0"),
         (long_lag.draw, {"lag": 0}, r"long-lag: lag: .* at least 1, got 0"),

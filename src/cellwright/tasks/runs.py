@@ -11,22 +11,23 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-import cellwright as cw
 from cellwright import cells, tasks
-from cellwright.errors import CheckpointError, UsageError
+from cellwright.errors import UsageError
 from cellwright.nn import explain
+from cellwright.tasks import records
+from cellwright.tasks.records import Record
 from cellwright.tasks.sources import Source, absolute
 from cellwright.tasks.task import Data
 from cellwright.train import curves, folder, objectives, processes
 from cellwright.train.batches import seed_everything
 from cellwright.train.examples import Examples
 from cellwright.train.finder import find_learning_rate
-from cellwright.train.fit import NO_TENSORBOARD, Fitted, fit
+from cellwright.train.fit import Fitted, fit, require_tensorboard
 from cellwright.train.folder import RunFolder
-from cellwright.train.measure import Measured, measure, run_as
+from cellwright.train.measure import measure, run_as
 from cellwright.train.models import Description, save_model
 from cellwright.train.series import SeriesSet, split_stratified
-from cellwright.train.settings import Settings, option
+from cellwright.train.settings import Settings
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -92,11 +93,10 @@ def prepare(
     # Recorded by its name, so that a resumed run goes on with the very same engine.
     settings = settings.replace(engine=_engine(model, settings))
     if tensorboard:
-        _require_tensorboard()
+        require_tensorboard()
     if find_rate:
         settings = settings.replace(learning_rate=_find_rate(source, settings, train))
-    made = folder.create(output, source.name, overwrite)
-    folder.write_config(made, {"cellwright": cw.__version__, **_config(source, settings)})
+    made = records.begin(output, source.name, overwrite, source.as_dict(), settings.as_dict())
     return Run(source, settings, data, train, validation, made, tensorboard)
 
 
@@ -118,34 +118,23 @@ def reopen(
         CellwrightError: there is no such run, its files are damaged or its data has changed, or
             what is said again differs from it.
     """
-    found = folder.reopen(output)
-    ended = found.metrics.exists()
-    if ended:
-        found.finish()
-        found = RunFolder(found.path, found.path)
-    config = folder.read_config(found)
-    try:
-        recorded = Source.from_dict(config["data"])
-        settings = Settings.from_dict(config["settings"])
-    except (KeyError, TypeError, AttributeError, UsageError) as error:
-        raise CheckpointError(f"{found.config}: its content is damaged: {error}") from error
+    record = Record.open(output)
+    recorded, settings = record.read(
+        lambda data, settings: (Source.from_dict(data), Settings.from_dict(settings))
+    )
     if source is not None:
-        _check_same(found.path, source, recorded)
-    for name, value in (changes or {}).items():
-        value = absolute_cell(value) if name == "cell" else value
-        before = getattr(settings, name)
-        if before != value:
-            raise UsageError(
-                f"{option(name)}: the run in {found.path} has {before!r}, and a resumed run "
-                f"cannot change it to {value!r}"
-            )
-    if ended:
-        return found
+        _check_same(record.folder.path, source, recorded)
+    said = dict(changes or {})
+    if "cell" in said:
+        said["cell"] = absolute_cell(said["cell"])
+    record.check_same(settings, said)
+    if record.ended:
+        return record.folder
     data, recorded = recorded.load(settings.seed)
     train, validation = _part(data, settings)
     if tensorboard:
-        _require_tensorboard()
-    return Run(recorded, settings, data, train, validation, found, tensorboard)
+        require_tensorboard()
+    return Run(recorded, settings, data, train, validation, record.folder, tensorboard)
 
 
 def execute(run: Run, console: Console | None = None) -> dict[str, Any]:
@@ -203,7 +192,7 @@ def _measure(run: Run, model: Any, fitted: Fitted) -> dict[str, Any]:
     for part, series in parts.items():
         if series is not None:
             found = measure(model, objective, series, description.classes)
-            metrics |= as_metrics(part, found, objective.metric_name)
+            metrics |= found.as_metrics(part, objective.metric_name)
     metrics |= {
         "epochs": settings.epochs,
         "epoch_of_weights": fitted.epoch,
@@ -239,22 +228,6 @@ def _engine(model: Any, settings: Settings) -> str:
     with run_as(settings):
         x = torch.zeros(2, 1, model.recurrent.input_size)
         return explain(model.recurrent, x).engine
-
-
-def as_metrics(part: str, found: Measured, metric_name: str) -> dict[str, float | int]:
-    """Flat names for ``metrics.json``: ``test_accuracy``, ``test_loss``, ``test_series``."""
-    wrong = (
-        {}
-        if found.wrong is None or found.row is None
-        else {f"{part}_wrong": found.wrong, f"{part}_row": found.row}
-    )
-    return {
-        f"{part}_{metric_name}": found.metric,
-        f"{part}_loss": found.loss,
-        f"{part}_series": found.count,
-        **{f"{part}_{name}": value for name, value in found.more.items()},
-        **wrong,
-    }
 
 
 def absolute_cell(reference: str) -> str:
@@ -303,10 +276,6 @@ def _describe(source: Source, settings: Settings, train: Examples) -> Descriptio
     )
 
 
-def _config(source: Source, settings: Settings) -> dict[str, Any]:
-    return {"data": source.as_dict(), "settings": settings.as_dict()}
-
-
 def _check_same(path: Path, now: Source, recorded: Source) -> None:
     """Compare what is said again with the record; what is not said again is not compared."""
     usual = {} if now.task is None else tasks.get(now.task).options
@@ -320,10 +289,3 @@ def _check_same(path: Path, now: Source, recorded: Source) -> None:
                 f"the run in {path} is on {recorded.task or recorded.train}; its data and their "
                 "split cannot change: leave them out to resume it"
             )
-
-
-def _require_tensorboard() -> None:
-    from importlib.util import find_spec
-
-    if find_spec("tensorboard") is None:
-        raise UsageError(NO_TENSORBOARD)

@@ -19,7 +19,6 @@ from cellwright.errors import DataError
 from cellwright.tasks.data_files import DataFile
 from cellwright.tasks.task import Case, Data, Published, task
 from cellwright.tasks.text import read_text
-from cellwright.train.examples import names
 from cellwright.train.sequences import Sequences
 from cellwright.train.series import SeriesSet
 

@@ -7,14 +7,14 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
-import cellwright as cw
 from cellwright import tasks
-from cellwright.errors import CheckpointError, UsageError
+from cellwright.errors import UsageError
+from cellwright.tasks import records
+from cellwright.tasks.records import Record
 from cellwright.tasks.sources import absolute
 from cellwright.tasks.task import Experiment
 from cellwright.train import folder
 from cellwright.train.folder import RunFolder
-from cellwright.train.settings import option
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -57,9 +57,8 @@ def prepare(
     reference = absolute(reference) if tasks.is_reference(reference) else reference
     experiment = get(reference)
     settings = experiment.settings(changes)
-    made = folder.create(output, experiment.name, overwrite)
-    config = {"data": {"task": reference}, "settings": asdict(settings)}
-    folder.write_config(made, {"cellwright": cw.__version__, **config})
+    data = {"task": reference}
+    made = records.begin(output, experiment.name, overwrite, data, asdict(settings))
     return Trial(reference, experiment, settings, made)
 
 
@@ -90,30 +89,22 @@ def reopen(
         CellwrightError: there is no such run, its record is damaged, or what is said again
             differs from it.
     """
-    found = folder.reopen(output)
-    ended = found.metrics.exists()
-    if ended:
-        found.finish()
-        found = RunFolder(found.path, found.path)
-    config = folder.read_config(found)
-    try:
-        recorded = config["data"]["task"]
-        experiment = get(recorded)
-        settings = experiment.settings(config["settings"])
-    except (KeyError, TypeError, UsageError) as error:
-        raise CheckpointError(f"{found.config}: its content is damaged: {error}") from error
+    record = Record.open(output)
+    recorded, experiment, settings = record.read(_recorded)
     if reference is not None and tasks.get(reference).name != experiment.name:
         raise UsageError(
-            f"the run in {found.path} is on {experiment.name}; leave the task out to resume it"
+            f"the run in {record.folder.path} is on {experiment.name}; leave the task out to "
+            "resume it"
         )
-    for name, value in (changes or {}).items():
-        before = getattr(settings, name, None)
-        if before != value:
-            raise UsageError(
-                f"{option(name)}: the run in {found.path} has {before!r}, and a resumed run "
-                f"cannot change it to {value!r}"
-            )
-    return found if ended else Trial(recorded, experiment, settings, found)
+    record.check_same(settings, changes)
+    if record.ended:
+        return record.folder
+    return Trial(recorded, experiment, settings, record.folder)
+
+
+def _recorded(data: Any, settings: Any) -> tuple[str, Experiment, Any]:
+    experiment = get(data["task"])
+    return data["task"], experiment, experiment.settings(settings)
 
 
 def execute(trial: Trial, console: Console | None = None) -> dict[str, Any]:

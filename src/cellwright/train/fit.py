@@ -8,6 +8,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -29,11 +30,6 @@ from cellwright.train.sequences import Generated
 from cellwright.train.settings import Settings
 from cellwright.train.shards import share_out
 from cellwright.train.windows import Windows
-
-NO_TENSORBOARD = (
-    "--tensorboard: TensorBoard is not installed; "
-    "install it with: pip install 'cellwright[tensorboard]'"
-)
 
 
 @dataclass(frozen=True)
@@ -107,7 +103,10 @@ def fit(
     keeper = Keeper(folder / "checkpoints", monitor)
     interrupt = CtrlC()
     bar = [Bar(console, objective.metric_name)] if console is not None and not rank else []
-    loggers: list[Logger] = [_tensorboard(folder)] if tensorboard and not rank else []
+    loggers: list[Logger] = []
+    if tensorboard and not rank:
+        require_tensorboard()
+        loggers.append(TensorBoardLogger(folder, name="tensorboard", version=""))
     precision: Any = settings.precision
     methods: list[Callback] = []
     if settings.average is not None:
@@ -164,11 +163,13 @@ def quiet() -> Iterator[None]:
             logger.setLevel(level)
 
 
-def _tensorboard(folder: Path) -> Logger:
-    try:
-        return TensorBoardLogger(folder, name="tensorboard", version="")
-    except ModuleNotFoundError:
-        raise UsageError(NO_TENSORBOARD) from None
+def require_tensorboard() -> None:
+    """Raise `UsageError` unless TensorBoard is installed."""
+    if find_spec("tensorboard") is None:
+        raise UsageError(
+            "--tensorboard: TensorBoard is not installed; "
+            "install it with: pip install 'cellwright[tensorboard]'"
+        )
 
 
 def _run(

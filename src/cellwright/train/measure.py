@@ -40,6 +40,15 @@ class Measured:
     row: int | None = None
     more: Mapping[str, float] = field(default_factory=dict)
 
+    def as_metrics(self, part: str, metric_name: str) -> dict[str, float | int]:
+        """Flat names for ``metrics.json``: ``test_accuracy``, ``test_loss``, ``test_series``."""
+        values: dict[str, float | int] = {
+            metric_name: self.metric, "loss": self.loss, "series": self.count, **self.more
+        }  # fmt: skip
+        if self.wrong is not None and self.row is not None:
+            values |= {"wrong": self.wrong, "row": self.row}
+        return {f"{part}_{name}": value for name, value in values.items()}
+
 
 @contextmanager
 def threads(count: int) -> Iterator[None]:
