@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 from typer import Argument, Option
 
 from cellwright.apps import show
-from cellwright.apps.train import parse_sizes
+from cellwright.apps.values import parse_sizes
 from cellwright.errors import UsageError
 
 if TYPE_CHECKING:

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 from typer import Argument, Context, Option
 
 from cellwright.apps import results, show
+from cellwright.apps.values import parse_sizes, parse_values
 from cellwright.errors import UsageError
 from cellwright.train.settings import (
     LAYER_OPTIONS,
@@ -258,45 +259,6 @@ def _is_given(context: Context, name: str) -> bool:
     """Whether the command line says it; a task may have another default than the one shown."""
     source = context.get_parameter_source(name)
     return source is not None and source.name != "DEFAULT"
-
-
-def parse_sizes(given: list[str]) -> dict[str, int]:
-    """``["projection=32"]`` as ``{"projection": 32}``.
-
-    Raises:
-        UsageError: something else was given.
-    """
-    sizes = {}
-    for each in given:
-        name, separator, number = each.partition("=")
-        if not separator or not name or not number.isascii() or not number.isdigit():
-            raise UsageError(f"--size: expected NAME=N, as projection=32, got {each!r}")
-        sizes[name.strip()] = int(number)
-    return sizes
-
-
-def parse_values(given: list[str], said: str) -> dict[str, Any]:
-    """``["length=500", "noise=0.1", "init=orthogonal", "peephole=false"]`` as a dict.
-
-    Raises:
-        UsageError: something else was given.
-    """
-    values: dict[str, Any] = {}
-    for each in given:
-        name, separator, text = each.partition("=")
-        if not separator or not name or not text:
-            raise UsageError(f"{said}: expected NAME=VALUE, got {each!r}")
-        values[name.strip()] = _value(text.strip())
-    return values
-
-
-def _value(text: str) -> Any:
-    for read in (int, float):
-        try:
-            return read(text)
-        except ValueError:
-            continue
-    return {"true": True, "false": False}.get(text.lower(), text)
 
 
 def _known_tasks() -> str:

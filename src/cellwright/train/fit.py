@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import importlib.util
 import logging
 import signal
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -165,7 +165,7 @@ def quiet() -> Iterator[None]:
 
 def require_tensorboard() -> None:
     """Raise `UsageError` unless TensorBoard is installed."""
-    if find_spec("tensorboard") is None:
+    if importlib.util.find_spec("tensorboard") is None:
         raise UsageError(
             "--tensorboard: TensorBoard is not installed; "
             "install it with: pip install 'cellwright[tensorboard]'"
