@@ -99,6 +99,36 @@ def test_reproduce_runs_each_seed_once(call, tmp_path):
     assert content(tmp_path / "all") == before
 
 
+@pytest.fixture
+def quick(tmp_path):
+    """The example with less training, in a file of its own."""
+    text = EXAMPLE.read_text().replace('"epochs": 40', '"epochs": 1').replace("=30", "=9")
+    (tmp_path / "quick.py").write_text(text)
+    return text
+
+
+def test_results_of_other_cases_stay(call, tmp_path, quick):
+    for case in ("length=10", "length=9"):
+        call("reproduce", "quick.py", "--seeds", 1, "--case", case, "--output", "all")
+    both = json.loads((tmp_path / "all" / "results.json").read_text())
+    assert both["runs"].keys() == {"length=10", "length=9"}
+    assert [each["seed"] for runs in both["runs"].values() for each in runs] == [0, 0]
+
+
+def test_results_of_another_run_are_not_taken_for_a_case_s_own(call, refused, tmp_path, quick):
+    """Two tasks with a case of the same name, or a case whose settings have changed."""
+    (tmp_path / "other.py").write_text(quick.replace('"first-bit"', '"other-bit"'))
+    arguments = ("--seeds", 1, "--case", "length=10", "--output", "all")
+    call("reproduce", "quick.py", *arguments)
+    before = content(tmp_path / "all")
+    refused("--output: all/length=10/seed-0 holds another run", "reproduce", "other.py", *arguments)
+    changed = quick.replace('Case("length=10")', 'Case("length=10", changes={"hidden_size": 9})')
+    (tmp_path / "quick.py").write_text(changed)
+    refused("--hidden-size: the run in all/length=10/seed-0 has 8", "reproduce", "quick.py",
+            *arguments)  # fmt: skip
+    assert content(tmp_path / "all") == before
+
+
 def test_an_experiment_goes_on_where_it_was_killed(call, refused, tmp_path):
     (tmp_path / "own.py").write_text(COUNTING)
     refused("killed", "train", "own.py", "--with", "limit=5", "--output", "run")

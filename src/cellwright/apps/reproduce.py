@@ -52,7 +52,7 @@ def reproduce(
     show.say()
     _show(reproduction.spreads(entry, found))
     _show_ranking(entry, found)
-    _show_published(entry)
+    _show_published(entry, found)
     show.say(f"\nAll numbers are in {reproduction.write(output, entry, found)}")
 
 
@@ -114,11 +114,12 @@ def _show_ranking(entry: Entry, found: Mapping[str, Sequence[Mapping[str, Any]]]
     )  # fmt: skip
 
 
-def _show_published(entry: Entry) -> None:
-    if entry.published:
+def _show_published(entry: Entry, found: Mapping[str, Any]) -> None:
+    published = [each for each in entry.published if each.case in ("", *found)]
+    if published:
         show.say("\nPublished:")
-    for each in entry.published:
+    for each in published:
         case = f"{each.case}: " if each.case else ""
         measure = f" {each.measure}" if each.measure else ""
         note = f"; {each.note}" if each.note else ""
-        show.say(f"  {case}{each.method} {each.value:,g}{measure} ({each.source}{note})")
+        show.say(f"  {case}{each.method} {number(each.value)}{measure} ({each.source}{note})")

@@ -75,11 +75,12 @@ def show_results(metrics: dict[str, Any], objective: Objective) -> None:
 
 
 def show_published(run: Run, objective: Objective) -> None:
-    """Say what others got with the task's metric."""
-    values = [
-        f"{each.method} {objective.show_published(each.value)}"
-        for each in run.source.published
-        if not each.measure
-    ]
-    if values:
-        show.say(f"Published: {', '.join(values)} ({run.source.published[0].source})")
+    """Say what others got with the task's metric, a line for each source and setting."""
+    by_source: dict[str, list[str]] = {}
+    for each in run.source.published:
+        if not each.measure:
+            where = f"{each.source}; {each.note}" if each.note else each.source
+            value = f"{each.method} {objective.show_published(each.value)}"
+            by_source.setdefault(where, []).append(value)
+    for where, values in by_source.items():
+        show.say(f"Published: {', '.join(values)} ({where})")

@@ -9,9 +9,10 @@ import statistics
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
+from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from cellwright import tasks
 from cellwright.errors import UsageError
@@ -76,22 +77,34 @@ def run(job: Job) -> dict[str, Any]:
     Raises:
         CellwrightError: it failed.
     """
-    if (job.output / "metrics.json").exists():
-        return folder.read_metrics(folder.RunFolder(job.output, job.output))
+    changes = job.case.changes_for(job.seed)
     begun = (job.output / "config.yaml").exists()
     if isinstance(tasks.get(job.reference), Experiment):
-        changes = {**job.case.options, **job.case.changes_for(job.seed)}
-        trial = trials.reopen(job.output) if begun else None
-        if trial is None:
-            trial = trials.prepare(job.reference, changes, job.output)
-        assert isinstance(trial, trials.Trial)
-        return trials.execute(trial)
-    found = runs.reopen(job.output) if begun else None
-    if found is None:
-        source = Source.parse(job.reference, options=job.case.options)
-        found = runs.prepare(source, job.case.changes_for(job.seed), job.output)
-    assert isinstance(found, runs.Run)
-    return runs.execute(found)
+        changes = {**job.case.options, **changes}
+        if not begun:
+            return trials.execute(trials.prepare(job.reference, changes, job.output))
+        trial = _again(job, partial(trials.reopen, reference=job.reference, changes=changes))
+        return (
+            trials.execute(trial) if isinstance(trial, trials.Trial) else folder.read_metrics(trial)
+        )
+    source = Source.parse(job.reference, options=job.case.options)
+    if not begun:
+        return runs.execute(runs.prepare(source, changes, job.output))
+    found = _again(job, partial(runs.reopen, source=source, changes=changes))
+    return runs.execute(found) if isinstance(found, runs.Run) else folder.read_metrics(found)
+
+
+Begun = TypeVar("Begun")
+
+
+def _again(job: Job, reopen: Callable[[Path], Begun]) -> Begun:
+    try:
+        return reopen(job.output)
+    except UsageError as error:
+        raise UsageError(
+            f"--output: {job.output} holds another run than {job.case.name} with seed {job.seed}: "
+            f"{error}"
+        ) from error
 
 
 def run_all(
@@ -182,8 +195,20 @@ def spreads(
 def write(
     output: str | os.PathLike[str], entry: Entry, found: Mapping[str, Sequence[Mapping[str, Any]]]
 ) -> Path:
-    """Write all metrics into ``results.json`` of the folder; returns the file."""
+    """Write all metrics into ``results.json`` of the folder; returns the file.
+
+    The task's cases that the file has from before and that were not run now stay.
+    """
     path = Path(output) / "results.json"
-    content = {"task": entry.name, "runs": found}
+    content = {"task": entry.name, "runs": {**_written(path, entry), **found}}
     write_text(path, json.dumps(content, indent=2) + "\n")
     return path
+
+
+def _written(path: Path, entry: Entry) -> dict[str, Any]:
+    try:
+        before = json.loads(path.read_text(encoding="utf-8"))
+        kept = before["runs"] if before["task"] == entry.name else {}
+        return {each.name: kept[each.name] for each in cases(entry) if each.name in kept}
+    except (OSError, ValueError, KeyError, TypeError):
+        return {}  # no results, or not of ours: the runs themselves are in their folders
