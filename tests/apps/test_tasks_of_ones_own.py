@@ -120,6 +120,7 @@ def test_results_of_another_run_are_not_taken_for_a_case_s_own(call, refused, tm
     (tmp_path / "other.py").write_text(quick.replace('"first-bit"', '"other-bit"'))
     arguments = ("--seeds", 1, "--case", "length=10", "--output", "all")
     call("reproduce", "quick.py", *arguments)
+    (tmp_path / "all" / "results.json").unlink()  # as if it had been killed before its end
     before = content(tmp_path / "all")
     refused("--output: all/length=10/seed-0 holds another run", "reproduce", "other.py", *arguments)
     changed = quick.replace('Case("length=10")', 'Case("length=10", changes={"hidden_size": 9})')
@@ -127,6 +128,25 @@ def test_results_of_another_run_are_not_taken_for_a_case_s_own(call, refused, tm
     refused("--hidden-size: the run in all/length=10/seed-0 has 8", "reproduce", "quick.py",
             *arguments)  # fmt: skip
     assert content(tmp_path / "all") == before
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("all/results.json", "mine", "all/results.json is not what a reproduction writes"),
+        ("all/results.json", "[]", "all/results.json is not what a reproduction writes"),
+        ("all/results.json", '{"task": "adding", "runs": {}}', "results of the task adding"),
+        ("all/config.yaml", "mine", "all holds a run"),
+        ("all", "mine", "all/results.json is not what a reproduction writes"),
+    ],
+)
+def test_a_reproduction_spoils_nothing(refused, tmp_path, quick, name, text, message):
+    path = tmp_path / name
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(text)
+    refused(message, "reproduce", "quick.py", "--seeds", 1, "--output", "all")
+    assert path.read_text() == text
+    assert {each.name for each in tmp_path.rglob("*")} <= {"quick.py", "all", path.name}
 
 
 def test_an_experiment_goes_on_where_it_was_killed(call, refused, tmp_path):
@@ -170,6 +190,7 @@ def test_an_experiment_goes_on_where_it_was_killed(call, refused, tmp_path):
 def test_wrong_input_is_one_message(refused, tmp_path, arguments, message):
     (tmp_path / "own.py").write_text(COUNTING)
     refused(message, *arguments)
+    assert [each.name for each in tmp_path.iterdir()] == ["own.py"]
 
 
 def test_a_folder_with_a_task_s_name_is_in_nobody_s_way(call, tmp_path):

@@ -47,6 +47,7 @@ def reproduce(
     entry = tasks.get(task)
     output = output or Path("runs") / f"reproduce-{entry.name}"
     todo = reproduction.jobs(task, reproduction.cases(entry, case or ()), output, seeds)
+    reproduction.results_before(output, entry)
     show.say(f"{entry.name}: {len(todo)} runs in {output}")
     found = reproduction.run_all(todo, processes, lambda job, got: _tell(entry, job, got))
     show.say()

@@ -192,6 +192,32 @@ def spreads(
     return table
 
 
+def results_before(output: str | os.PathLike[str], entry: Entry) -> dict[str, Any]:
+    """The metrics by case that ``results.json`` of a reproduction's folder has so far.
+
+    Raises:
+        UsageError: the folder holds something else, which a reproduction would spoil.
+    """
+    path = Path(output) / "results.json"
+    if (path.parent / "config.yaml").exists():
+        raise UsageError(f"--output: {output} holds a run; choose another folder")
+    try:
+        before = json.loads(path.read_text(encoding="utf-8"))
+        if before["task"] != entry.name:
+            raise UsageError(
+                f"--output: {output} holds results of the task {before['task']}; choose another "
+                "folder"
+            )
+        return {each.name: before["runs"][each.name] for each in cases(entry)
+                if each.name in before["runs"]}  # fmt: skip
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UsageError(
+            f"--output: {path} is not what a reproduction writes ({error}); choose another folder"
+        ) from error
+
+
 def write(
     output: str | os.PathLike[str], entry: Entry, found: Mapping[str, Sequence[Mapping[str, Any]]]
 ) -> Path:
@@ -200,15 +226,6 @@ def write(
     The task's cases that the file has from before and that were not run now stay.
     """
     path = Path(output) / "results.json"
-    content = {"task": entry.name, "runs": {**_written(path, entry), **found}}
+    content = {"task": entry.name, "runs": {**results_before(output, entry), **found}}
     write_text(path, json.dumps(content, indent=2) + "\n")
     return path
-
-
-def _written(path: Path, entry: Entry) -> dict[str, Any]:
-    try:
-        before = json.loads(path.read_text(encoding="utf-8"))
-        kept = before["runs"] if before["task"] == entry.name else {}
-        return {each.name: kept[each.name] for each in cases(entry) if each.name in kept}
-    except (OSError, ValueError, KeyError, TypeError):
-        return {}  # no results, or not of ours: the runs themselves are in their folders

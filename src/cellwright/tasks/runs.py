@@ -28,6 +28,7 @@ from cellwright.train.measure import measure, run_as
 from cellwright.train.models import Description, save_model
 from cellwright.train.series import SeriesSet, split_stratified
 from cellwright.train.settings import Settings
+from cellwright.train.windows import Windows
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -88,6 +89,8 @@ def prepare(
     data, source = source.load(settings.seed)
     train, validation = _part(data, settings)
     _check_sizes(settings)
+    if settings.tbptt is not None:
+        next(iter(Windows(train.batches(settings.batch_size, settings.seed), settings.tbptt)))
     # Built once before the folder is touched: what else is wrong with the cell is found here.
     model: Any = _describe(source, settings, train).build(cells.load(settings.cell))
     # Recorded by its name, so that a resumed run goes on with the very same engine.
