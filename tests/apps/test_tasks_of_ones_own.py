@@ -193,6 +193,44 @@ def test_wrong_input_is_one_message(refused, tmp_path, arguments, message):
     assert [each.name for each in tmp_path.iterdir()] == ["own.py"]
 
 
+OWN = """
+import torch
+from cellwright.tasks.task import Data, task
+from cellwright.train.sequences import Generated
+
+@task("mine", title="mine", source="me", objective="value")
+def mine(n: int = 3):
+    if n == 1:
+        raise KeyError("gone")
+    if n == 2:
+        return [1]
+    def draw(random, count):
+        if n == 3 and count == 8:
+            return torch.zeros(count, 5, 1), torch.full((count,), 5), torch.zeros(count, 1)
+        if n == 4 and count != 8:
+            return 1 / 0
+        return torch.zeros(5, count, 1), torch.full((count,), 5), torch.zeros(count, 1)
+    drawn = Generated(draw, ("x",), ("y",), 9)
+    return Data(train=drawn, test=drawn)
+"""
+
+
+@pytest.mark.parametrize(
+    ("n", "message", "begun"),
+    [
+        (1, "own.py:9: KeyError: 'gone'", False),
+        (2, "the task mine returned a list; expected its Data", False),
+        (3, "mine: a batch's lengths are [5, 5, 5, 5, 5, 5, 5, 5]; expected a number from 0 to 8",
+         False),
+        (4, "own.py:16: ZeroDivisionError: division by zero", True),
+    ],
+)  # fmt: skip
+def test_a_mistake_in_one_s_own_task_is_one_message(refused, tmp_path, n, message, begun):
+    (tmp_path / "own.py").write_text(OWN)
+    refused(message, "train", "own.py", "--batch-size", 8, "--with", f"n={n}", "--output", "run")
+    assert (tmp_path / "run").exists() == begun
+
+
 def test_a_folder_with_a_task_s_name_is_in_nobody_s_way(call, tmp_path):
     (tmp_path / "adding").mkdir()
     arguments = ("--epochs", 1, "--with", "length=20", "--output", "adding")

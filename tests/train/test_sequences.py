@@ -12,7 +12,7 @@ import cellwright as cw
 from cellwright.errors import DataError, UsageError
 from cellwright.train import objectives
 from cellwright.train.batches import seed_everything
-from cellwright.train.examples import IGNORED, Batch
+from cellwright.train.examples import IGNORED, Batch, check_batch
 from cellwright.train.fit import fit
 from cellwright.train.measure import measure, threads
 from cellwright.train.module import TrainingModule
@@ -119,6 +119,7 @@ def test_targets_a_step_are_padded_with_what_does_not_count():
         ([torch.zeros(3, 1)], [], "1 sequences with 0 targets"),
         ([torch.zeros(3, 2)], [torch.zeros(3, 1)], r"sequence 0 has shape \(3, 2\); expected"),
         ([torch.zeros(0, 1)], [torch.zeros(0, 1)], "at least one step"),
+        ([torch.full((3, 1), torch.nan)], torch.zeros(1), "sequence 0 has a value that is not fin"),
         ([torch.zeros(3, 1)], [torch.zeros(2, 1)], "sequence 0 has 3 steps, but 2 targets"),
     ],
 )
@@ -142,6 +143,37 @@ def test_what_is_drawn_follows_from_seed_epoch_and_batch():
     again = [batch.x for batch in test]
     test.epoch = 5
     assert all(map(torch.equal, again, [batch.x for batch in test]))
+
+
+def test_drawn_nan_is_the_data_s_fault(tmp_path):
+    def holed(random, count):
+        x, lengths, targets = draw(random, count)
+        x[1, -1] = torch.nan
+        return x, lengths, targets
+
+    with pytest.raises(UsageError, match=r"in epoch 1: the input is nan in sequence 3 of a batch"):
+        train(tmp_path, replace(DRAWN, draw=holed), "value")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"x": torch.zeros(4, 5)}, r"x is torch.float32 of shape \(4, 5\); expected float32"),
+        ({"x": torch.zeros(5, 4, 3)}, r"expected .* \(steps, sequences, 2 features\)"),
+        ({"x": torch.zeros(0, 4, 2)}, r"shape \(0, 4, 2\)"),
+        ({"x": torch.zeros(5, 4, 2, dtype=torch.int64)}, "x is torch.int64"),
+        ({"lengths": torch.full((5,), 4)}, r"lengths are \[4, 4, 4, 4, 4\]; expected a number fr"),
+        ({"lengths": torch.full((4,), 6)}, "expected a number from 0 to 5 for each of 4 sequences"),
+        ({"targets": torch.zeros(5)}, r"targets have shape \(5,\); expected one for each of 4"),
+        ({"targets": torch.zeros(5, 3)}, r"for each of 4 sequences, or for each of 5 steps"),
+    ],
+)
+def test_a_batch_has_to_fit(changes, message):
+    batch = Batch(torch.zeros(5, 4, 2), torch.full((4,), 5), torch.zeros(4))
+    check_batch(batch, 2, "mine")
+    check_batch(batch._replace(targets=torch.zeros(5, 4, 1)), 2, "mine")
+    with pytest.raises(DataError, match=message):
+        check_batch(batch._replace(**changes), 2, "mine")
 
 
 def test_no_two_batches_are_drawn_alike():

@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 import math
 import os
+import signal
 import statistics
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
 from functools import partial
-from multiprocessing import get_context
+from multiprocessing import active_children, get_context
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -134,11 +135,23 @@ def _finished(todo: Sequence[Job], processes: int) -> Iterator[tuple[Job, dict[s
         for job in todo:
             yield job, run(job)
         return
-    # Started afresh: a forked process would share torch's threads.
-    with ProcessPoolExecutor(processes, get_context("spawn")) as pool:
+    # Started afresh: a forked process would share torch's threads. Ctrl-C is for the first one.
+    before = set(active_children())
+    pool = ProcessPoolExecutor(
+        processes, get_context("spawn"), signal.signal, (signal.SIGINT, signal.SIG_IGN)
+    )
+    try:
         futures = {pool.submit(run, job): job for job in todo}
         for each in as_completed(futures):
             yield futures[each], each.result()
+    except BaseException:
+        # What is running goes on from its last checkpoint when it is called again. Lightning hears
+        # gentler signals, and goes on to the end of a batch.
+        for child in set(active_children()) - before:
+            child.kill()
+        raise
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
 @dataclass(frozen=True)

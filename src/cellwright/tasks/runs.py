@@ -6,21 +6,21 @@ import os
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from cellwright import cells, tasks
+from cellwright import cells
 from cellwright.errors import UsageError
 from cellwright.nn import explain
 from cellwright.tasks import records
+from cellwright.tasks.own import errors_named
 from cellwright.tasks.records import Record
 from cellwright.tasks.sources import Source, absolute
 from cellwright.tasks.task import Data
 from cellwright.train import curves, folder, objectives, processes
 from cellwright.train.batches import seed_everything
-from cellwright.train.examples import Examples
+from cellwright.train.examples import Examples, check_batch
 from cellwright.train.finder import find_learning_rate
 from cellwright.train.fit import Fitted, fit, require_tensorboard
 from cellwright.train.folder import RunFolder
@@ -89,8 +89,7 @@ def prepare(
     data, source = source.load(settings.seed)
     train, validation = _part(data, settings)
     _check_sizes(settings)
-    if settings.tbptt is not None:
-        next(iter(Windows(train.batches(settings.batch_size, settings.seed), settings.tbptt)))
+    _check_first_batch(source, train, settings)
     # Built once before the folder is touched: what else is wrong with the cell is found here.
     model: Any = _describe(source, settings, train).build(cells.load(settings.cell))
     # Recorded by its name, so that a resumed run goes on with the very same engine.
@@ -126,7 +125,7 @@ def reopen(
         lambda data, settings: (Source.from_dict(data), Settings.from_dict(settings))
     )
     if source is not None:
-        _check_same(record.folder.path, source, recorded)
+        source.check_same(recorded, record.folder.path)
     said = dict(changes or {})
     if "cell" in said:
         said["cell"] = absolute_cell(said["cell"])
@@ -151,7 +150,7 @@ def execute(run: Run, console: Console | None = None) -> dict[str, Any]:
         CellwrightError: training diverged, or a file cannot be written.
     """
     others = [sys.executable, "-m", "cellwright.tasks.join", str(run.folder.path)]
-    with run_as(run.settings):
+    with run_as(run.settings), errors_named(run.source.task):
         with processes.beside(others, run.settings.devices):
             model, fitted = _fit(run, console)
         return _measure(run, model, fitted)
@@ -255,6 +254,15 @@ def _check_sizes(settings: Settings) -> None:
             raise UsageError(f"--size: cell {spec.name} has no size {name!r}; it has {known}")
 
 
+def _check_first_batch(source: Source, train: Examples, settings: Settings) -> None:
+    """See that the data can be trained on, while nothing has been written yet."""
+    batches = train.batches(settings.batch_size, settings.seed)
+    if settings.tbptt is not None:
+        batches = Windows(batches, settings.tbptt)
+    with errors_named(source.task):
+        check_batch(next(iter(batches)), len(train.features), source.name)
+
+
 def _part(data: Data, settings: Settings) -> tuple[Examples, Examples | None]:
     if not settings.validation:
         return data.train, data.validation
@@ -277,18 +285,3 @@ def _describe(source: Source, settings: Settings, train: Examples) -> Descriptio
         classes=train.classes,
         features_by_name=source.features_by_name,
     )
-
-
-def _check_same(path: Path, now: Source, recorded: Source) -> None:
-    """Compare what is said again with the record; what is not said again is not compared."""
-    usual = {} if now.task is None else tasks.get(now.task).options
-    unsaid = Source(task=now.task, options=usual, train=now.train)
-    for name in ("task", "options", "train", "test", "test_share", "columns"):
-        said, before = getattr(now, name), getattr(recorded, name)
-        if said != before and (
-            name in ("task", "options", "train") or said != getattr(unsaid, name)
-        ):
-            raise UsageError(
-                f"the run in {path} is on {recorded.task or recorded.train}; its data and their "
-                "split cannot change: leave them out to resume it"
-            )

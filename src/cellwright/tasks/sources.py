@@ -10,6 +10,7 @@ from typing import Any
 from cellwright import tasks
 from cellwright.errors import CheckpointError, DataError, UsageError
 from cellwright.tasks.long_csv import Columns, match_features, read_long_csv
+from cellwright.tasks.own import errors_named
 from cellwright.tasks.task import Data, Published, Task
 from cellwright.tasks.text import digest
 from cellwright.tasks.ts_file import read_ts
@@ -163,7 +164,13 @@ class Source:
             CheckpointError: a file is not the one of which the digest is known.
         """
         if self.task is not None:
-            return learnt(self.task).load(**self.options), self
+            with errors_named(self.task):
+                data = learnt(self.task).load(**self.options)
+            if not isinstance(data, Data):
+                raise UsageError(
+                    f"the task {self.name} returned a {type(data).__name__}; expected its Data"
+                )
+            return data, self
         series = read_series(_near(self.train or ""), self.columns)
         _check_training(series)
         if self.test is None:
@@ -176,6 +183,24 @@ class Source:
             if self.digests.get(file, found) != found:
                 raise CheckpointError(f"{file}: the file has changed since the run was started")
         return Data(*parts), replace(self, digests=digests)
+
+    def check_same(self, recorded: Source, path: Path) -> None:
+        """Compare what is said again with a run's record; what is not said is not compared.
+
+        Raises:
+            UsageError: the run in ``path`` is on something else.
+        """
+        usual = {} if self.task is None else tasks.get(self.task).options
+        unsaid = Source(task=self.task, options=usual, train=self.train)
+        for name in ("task", "options", "train", "test", "test_share", "columns"):
+            said, before = getattr(self, name), getattr(recorded, name)
+            if said != before and (
+                name in ("task", "options", "train") or said != getattr(unsaid, name)
+            ):
+                raise UsageError(
+                    f"the run in {path} is on {recorded.task or recorded.train}; its data and "
+                    "their split cannot change: leave them out to resume it"
+                )
 
     def as_dict(self) -> dict[str, Any]:
         """The source as plain values, for ``config.yaml``."""

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from cellwright import tasks
 from cellwright.errors import UsageError
 from cellwright.tasks import records
+from cellwright.tasks.own import errors_named
 from cellwright.tasks.records import Record
 from cellwright.tasks.sources import absolute
 from cellwright.tasks.task import Experiment
@@ -117,7 +118,8 @@ def execute(trial: Trial, console: Console | None = None) -> dict[str, Any]:
     Raises:
         CellwrightError: the run failed, or a file cannot be written.
     """
-    found = trial.experiment.run(trial.settings, trial.folder.work, console)
+    with errors_named(trial.reference):
+        found = trial.experiment.run(trial.settings, trial.folder.work, console)
     metrics = {
         "task": trial.experiment.name,
         "seed": trial.settings.seed,

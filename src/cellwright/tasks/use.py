@@ -11,6 +11,7 @@ from typing import Any
 from cellwright import tasks
 from cellwright.errors import CheckpointError, UsageError
 from cellwright.tasks.long_csv import Columns
+from cellwright.tasks.own import errors_named
 from cellwright.tasks.sources import Source, conform_features, read_series
 from cellwright.tasks.task import Task
 from cellwright.train import folder, objectives
@@ -51,7 +52,8 @@ def evaluate(
         _check_classifies(description)
         series, name = _read_like(Path(data), description, config), str(data)
     objective = objectives.get(description.objective)
-    with run_as(description.settings, engine):
+    named = None if data is not None else source.task
+    with run_as(description.settings, engine), errors_named(named):
         return measure(model, objective, series, description.classes), description, name
 
 

@@ -7,6 +7,8 @@ from typing import NamedTuple, Protocol
 
 from torch import Tensor
 
+from cellwright.errors import DataError
+
 IGNORED = -100
 """A class that is no target: it counts neither in the loss nor in the metric."""
 
@@ -72,6 +74,27 @@ class Examples(Protocol):
             classes: the classes in the order in which a model numbers them; None for the set's
                 own.
         """
+
+
+def check_batch(batch: Batch, features: int, task: str) -> None:
+    """Raise `DataError` unless a batch of a task has the shapes that `Batch` says."""
+    x, lengths, targets = batch.x, batch.lengths, batch.targets
+    if x.dim() != 3 or x.shape[2] != features or 0 in x.shape or not x.is_floating_point():
+        raise DataError(
+            f"{task}: a batch's x is {x.dtype} of shape {tuple(x.shape)}; expected float32 of "
+            f"shape (steps, sequences, {features} features)"
+        )
+    steps, sequences = x.shape[:2]
+    if lengths.shape != (sequences,) or not 0 <= lengths.min() <= lengths.max() <= steps:
+        raise DataError(
+            f"{task}: a batch's lengths are {lengths.tolist()}; expected a number from 0 to "
+            f"{steps} for each of {sequences} sequences"
+        )
+    if targets.shape[:1] != (sequences,) and targets.shape[:2] != (steps, sequences):
+        raise DataError(
+            f"{task}: a batch's targets have shape {tuple(targets.shape)}; expected one for each "
+            f"of {sequences} sequences, or for each of {steps} steps of each"
+        )
 
 
 def names(prefix: str, count: int) -> tuple[str, ...]:

@@ -136,6 +136,10 @@ class TrainingModule(LightningModule):
             )
             if report.part:
                 break
+        if report.part == "input":
+            return UsageError(
+                f"{what} in epoch {self.current_epoch + 1}: {report} of a batch; mend the data"
+            )
         begun = str(report) if report.part else "run again, with other chance, all is finite"
         return UsageError(
             f"{what} in epoch {self.current_epoch + 1}: training has diverged ({begun}); "

@@ -23,7 +23,8 @@ class Sequences:
         features, classes: names of the inputs and of the outputs.
 
     Raises:
-        DataError: there is no sequence, an empty one, or targets do not fit the inputs.
+        DataError: there is no sequence, an empty one, a value that is not finite, or targets do
+            not fit the inputs.
 
     Example:
         >>> import torch
@@ -47,6 +48,8 @@ class Sequences:
                     f"sequence {index} has shape {tuple(each.shape)}; expected (steps, features) "
                     f"with at least one step and {len(self.features)} features"
                 )
+            if not each.isfinite().all():
+                raise DataError(f"sequence {index} has a value that is not finite")
             if not isinstance(self.targets, Tensor) and len(self.targets[index]) != len(each):
                 raise DataError(
                     f"sequence {index} has {len(each)} steps, but {len(self.targets[index])} "
