@@ -84,10 +84,7 @@ _PUBLISHED = (
         for q, p, sequences in _PUBLISHED
     ),
     cases=tuple(
-        Case(
-            f"q={q},p={p}", {"lag": q, "distractors": p}, {"layer": {"init": f"chrono:{q}"}},
-            seeds=3,
-        )
+        Case(f"q={q},p={p}", {"lag": q, "distractors": p}, {"layer": {"init": f"chrono:{q}"}})
         for q, p, _ in _PUBLISHED
     ),
     report=("test_wrong", "test_accuracy", "sequences"),
