@@ -178,6 +178,8 @@ def test_an_experiment_goes_on_where_it_was_killed(call, refused, tmp_path):
         (("train", "nowhere.py:first"), "no file nowhere.py"),
         (("train", REFERENCE, "--layer", "gates=3"), "--layer: expected one of"),
         (("train", REFERENCE, "--tbptt", "4"), "--tbptt: the task has one target a sequence"),
+        (("train", REFERENCE, "--devices", "11"), "11 processes cannot share batches of 10"),
+        (("train", "jsb-chorales", "--devices", "9"), "9 processes cannot share batches of 8"),
         (("train", REFERENCE, "--validation", "0.2"), "only labelled series can be parted"),
         (("train", REFERENCE, "--test", "x.ts"), "has its own test data"),
         (("train", REFERENCE, "--optimizer", "lion"), "--optimizer: expected one of adamw"),

@@ -211,7 +211,10 @@ def train(
     if resume and output is None:
         raise UsageError("--resume: say with --output which run to continue")
     extra = parse_values(options or [], "--with")
-    Settings(**changes)  # a wrong value is found before torch is loaded
+    # A wrong value is found before torch is loaded; whether a batch suffices for the devices is
+    # not known before the task has said how large it is.
+    alone = {"devices"} if "batch_size" not in changes else set()
+    Settings(**{name: value for name, value in changes.items() if name not in alone})
 
     from cellwright.apps import experiment
 
