@@ -33,6 +33,7 @@ def test_a_run_s_folder(call, tmp_path):
     assert f"Results are in runs/{run.name}" in answer.out
     assert "270 training series, 370 test series, 12 features, 9 labels" in answer.out
     assert "ResNet 99.2%" in answer.out
+    assert "TWIESN 96.5% (Ismail Fawaz" in answer.out and "; mean of ten runs)" in answer.out
     assert set(content(run)) == FILES
     assert not any(b"torch.storage" in data for data in content(run).values())  # no pickle
     config = yaml.safe_load((run / "config.yaml").read_text())
