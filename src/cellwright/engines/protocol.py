@@ -38,9 +38,14 @@ class Call:
     population: int | None = None
 
     @property
+    def lead(self) -> int:
+        """Axes in front of those of one recurrence: that of the members, if there are any."""
+        return 0 if self.population is None else 1
+
+    @property
     def steps(self) -> range:
         """The steps in the order of the loop."""
-        count = self.x.shape[0 if self.population is None else 1]
+        count = self.x.shape[self.lead]
         return range(count - 1, -1, -1) if self.reverse else range(count)
 
     def members(self) -> Iterator[Call]:

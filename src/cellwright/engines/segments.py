@@ -34,12 +34,13 @@ def forward(call: Call, run: Forward) -> Result:
         parts.append(Result(part.output, states, part.trace, part.kept[:count]))
     if call.reverse:
         parts.reverse()
+    time = call.lead
     if call.signature.options.save == "checkpoints":
-        kept = [torch.stack(every) for every in zip(*borders, strict=True)]
+        kept = [torch.stack(every, time) for every in zip(*borders, strict=True)]
     else:
-        kept = [torch.cat([part.kept[number] for part in parts]) for number in range(count)]
-    trace = [torch.cat(every) for every in zip(*(part.trace for part in parts), strict=True)]
-    return Result(torch.cat([part.output for part in parts]), states, trace, kept)
+        kept = [torch.cat([part.kept[number] for part in parts], time) for number in range(count)]
+    trace = [torch.cat(every, time) for every in zip(*(part.trace for part in parts), strict=True)]
+    return Result(torch.cat([part.output for part in parts], time), states, trace, kept)
 
 
 def backward(
@@ -53,14 +54,15 @@ def backward(
         cotangents: gradients of the loss with respect to the results.
         run, gradient: the engine's passes over one segment.
     """
-    d_weights = [torch.zeros_like(each) for each in call.weights]
+    d_weights = [each.new_zeros(each.shape) for each in call.weights]
     d_states = list(cotangents.states)
     d_x: list[Tensor] = []
     for number, inside in reversed(list(enumerate(_segments(call)))):
         part = _part(call, inside, _states_before(call, kept, number))
-        arriving = Cotangents(
-            cotangents.output[inside], d_states, [each[inside] for each in cotangents.trace]
+        output, *trace = (
+            _at(call, each, inside) for each in (cotangents.output, *cotangents.trace)
         )
+        arriving = Cotangents(output, d_states, trace)
         found = gradient(part, run(part).kept, arriving)
         d_states = found.states
         # There are none where they are not asked for.
@@ -70,7 +72,7 @@ def backward(
             d_x.append(found.x)
     if not call.reverse:
         d_x.reverse()
-    return Gradients(torch.cat(d_x) if d_x else None, d_states, d_weights)
+    return Gradients(torch.cat(d_x, call.lead) if d_x else None, d_states, d_weights)
 
 
 def _segments(call: Call) -> list[slice]:
@@ -83,6 +85,11 @@ def _segments(call: Call) -> list[slice]:
     return [slice(first, min(first + size, steps)) for first in firsts]
 
 
+def _at(call: Call, value: Tensor, where: slice | int) -> Tensor:
+    """Some steps of a value of every step, or one of them."""
+    return value[(slice(None),) * call.lead + (where,)]
+
+
 def _part(call: Call, inside: slice, states: Sequence[Tensor]) -> Call:
     """The call of one segment, of which everything is kept."""
     signature = call.signature
@@ -91,17 +98,17 @@ def _part(call: Call, inside: slice, states: Sequence[Tensor]) -> Call:
     return replace(
         call,
         signature=usual,
-        x=call.x[inside],
+        x=_at(call, call.x, inside),
         states=states,
-        streams=[mask[inside] if spec.per_step else mask for spec, mask in masks],
+        streams=[_at(call, mask, inside) if spec.per_step else mask for spec, mask in masks],
     )
 
 
 def _states_before(call: Call, kept: Sequence[Tensor], number: int) -> Sequence[Tensor]:
     """The states before a segment."""
     if call.signature.options.save == "checkpoints":
-        return [each[number] for each in kept]
+        return [_at(call, each, number) for each in kept]
     if number == 0:
         return call.states
     first, steps = number * spacing(len(call.steps)), len(call.steps)
-    return [each[steps - first if call.reverse else first - 1] for each in kept]
+    return [_at(call, each, steps - first if call.reverse else first - 1) for each in kept]

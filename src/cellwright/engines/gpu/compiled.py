@@ -13,7 +13,9 @@ function = triton.jit
 
 def kernel(source):
     """A kernel that is launched as ``kernel[grid](...)``."""
-    return triton.jit(source, do_not_specialize=NUMBERS)
+    arguments = source.__code__.co_varnames[: source.__code__.co_argcount]
+    distances = [each for each in arguments if each.startswith("by_")]
+    return triton.jit(source, do_not_specialize=[*NUMBERS, *distances])
 
 
 @triton.jit

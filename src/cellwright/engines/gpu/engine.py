@@ -14,7 +14,7 @@ from cellwright.engines import choice, segments
 from cellwright.engines.gpu import form as forms
 from cellwright.engines.gpu import hoisted
 from cellwright.engines.gpu.frame import ARITHMETIC
-from cellwright.engines.gpu.loops import loops
+from cellwright.engines.gpu.loops import Way, loops
 from cellwright.engines.gpu.outside import Outside
 from cellwright.engines.protocol import Call, Cotangents, Gradients, Result
 from cellwright.engines.signature import Signature
@@ -76,8 +76,8 @@ class GpuEngine:
         return "products are of numbers rounded to bfloat16"
 
     def takes_populations(self, signature: Signature) -> bool:
-        """No: torch.func runs a population as torch operations."""
-        return False
+        """Whether it carries out calls that are populations."""
+        return not signature.spatial
 
     def way(self, signature: Signature, device: torch.device, dtype: torch.dtype) -> str:
         """The form in which it runs a signature, and why."""
@@ -143,8 +143,8 @@ class _Run:
     def __init__(self, call: Call, form: str):
         self.call, self.plan = call, call.signature.plan
         self.sizes, self.dtype = call.signature.size, call.x.dtype
-        interpreted = call.x.device.type == "cpu"
-        self.loops = loops(call.signature.text, self.dtype, form, interpreted)
+        way = Way(self.dtype, call.x.device.type == "cpu", call.population is not None)
+        self.loops = loops(call.signature.text, form, way)
         width = sum(self.sizes[node.size] for node in self.plan.forward.inputs.values())
         self.outside = Outside(call, width)
         self.arrays = self.outside.arrays
@@ -156,13 +156,20 @@ class _Run:
 
     def _carry(self, values: Sequence[Tensor]) -> list[Tensor]:
         """Two buffers for each state, the first with its value before the loop."""
-        carried = []
+        carried, lead = [], self.call.lead
         for name, value in zip(self.names, values, strict=True):
-            buffers = value.new_empty((2, *value.shape), dtype=ARITHMETIC[self.dtype])
-            buffers[0] = value
+            shape = (*value.shape[:lead], 2, *value.shape[lead:])
+            buffers = value.new_empty(shape, dtype=ARITHMETIC[self.dtype])
+            buffers.select(lead, 0).copy_(value)
             self.arrays[f"carry.{name}"] = buffers
             carried.append(buffers)
         return carried
+
+    def _last(self, carried: Sequence[Tensor], last: int) -> list[Tensor]:
+        """The states that lie in one of the two buffers, in memory of their own."""
+        after = (each.select(self.call.lead, last) for each in carried)
+        form = torch.contiguous_format
+        return [each.to(self.dtype, copy=True, memory_format=form) for each in after]
 
     def _kept_slots(self) -> list[str]:
         """Slots of what the forward pass keeps, in the protocol's order."""
@@ -182,7 +189,7 @@ class _Run:
                 self._fresh(name, node)
         carried = self._carry(self.call.states)
         last = self.loops.forward(keep=keep).run(self.call, self.arrays)
-        states = [each[last].to(self.dtype, copy=True) for each in carried]
+        states = self._last(carried, last)
         kept = [self.arrays[slot] for slot in self._kept_slots()] if keep else []
         return Result(output, states, trace, kept)
 
@@ -193,10 +200,10 @@ class _Run:
         made, loop = self.loops.backward(need_x=need_x)
         outside = self.outside
         for slot, value in zip(self._kept_slots(), kept, strict=True):
-            self.arrays[slot] = value.contiguous()
-        self.arrays["d_output"] = cotangents.output.contiguous()
+            outside.put(slot, value)
+        outside.put("d_output", cotangents.output)
         for name, value in zip(self.plan.forward.trace, cotangents.trace, strict=True):
-            self.arrays[f"d_trace.{name}"] = value.contiguous()
+            outside.put(f"d_trace.{name}", value)
         d_inputs = outside.empty("d_inputs", outside.width)
         if made.missing:
             d_inputs.zero_()
@@ -216,5 +223,5 @@ class _Run:
             outside.sum_up(made.loop_sums)
             outside.sum_up(made.input_sums)
             weights = outside.gradients([*made.loop_outers, *made.input_outers])
-        states = [each[last].to(self.dtype, copy=True) for each in carried]
+        states = self._last(carried, last)
         return Gradients(d_x, states, weights)

@@ -89,21 +89,45 @@ class Frame:
         program: what is computed.
         dtype: of the tensors.
         heads: parts of all vectors that never meet, each with programs of its own.
+        population: whether there are members, each with arrays and programs of its own.
+
+    Attributes:
         slots: names of arrays -> their names in the kernels, filled in on the way.
+        widths: names of arrays -> numbers in a row of theirs.
     """
 
-    def __init__(self, program: Program, dtype: torch.dtype, heads: int):
+    def __init__(self, program: Program, dtype: torch.dtype, heads: int, *, population: bool):
         self.program, self.dtype, self.heads = program, dtype, heads
+        self.population = population
         self.arithmetic = ARITHMETIC[dtype]
         self.acc = name_of(self.arithmetic)
         self.slots: dict[str, str] = {}
+        self.widths: dict[str, int] = {}
 
     def per_head(self, size: str) -> int:
         """Units of a size in one head."""
         return self.program.sizes[size] // (1 if size == ONE else self.heads)
 
-    def slot(self, name: str) -> str:
-        """The name of an array in the kernels."""
+    @property
+    def distances(self) -> list[str]:
+        """Names of the numbers that say how many rows lie between an array's members."""
+        return [_distance(each) for each in self.slots.values()] if self.population else []
+
+    def opening(self) -> list[str]:
+        """The lines before all others: the rows of a program, and the arrays of its member."""
+        lines, block = [], "tl.program_id(0)"
+        if self.population:
+            lines.append("blocks = (rows + BLOCK - 1) // BLOCK")
+            lines.append(f"member = ({block} // blocks).to(tl.int64)")
+            for name, each in self.slots.items():
+                lines.append(f"{each} += member * {_distance(each)} * {self.widths[name]}")
+            block = f"({block} % blocks)"
+        lines.append(f"row = {block}.to(tl.int64) * BLOCK + tl.arange(0, BLOCK)[:, None]")
+        return [*lines, "in_rows = row < rows"]
+
+    def slot(self, name: str, width: int) -> str:
+        """The name of an array in the kernels; ``width`` is how many numbers a row of it has."""
+        assert self.widths.setdefault(name, width) == width, f"{name} has rows of two widths"
         if name not in self.slots:
             plain = "at_" + re.sub(r"\W", "_", name)
             while plain in self.slots.values():
@@ -127,7 +151,7 @@ class Frame:
 
     def fetch(self, array: Array, axis: Axis | None) -> str:
         """The text that loads a tile as it lies in memory."""
-        slot = self.slot(array.slot)
+        slot = self.slot(array.slot, array.stride)
         if array.kind is Kind.UNIT:
             return f"tl.load({slot} + tl.full([1, 1], {array.offset}, tl.int32))"
         if array.kind is Kind.UNITS:
@@ -142,7 +166,7 @@ class Frame:
             return f"tl.load({slot} + {self.rows(array)}{units}, mask={mask}, other=0)"
         # A state before the step: the one after the step before, or the initial one.
         stride = "" if array.stride == 1 else f" * {array.stride}"
-        initial = f"{self.slot(array.initial)} + row{stride}{units}"
+        initial = f"{self.slot(array.initial, array.stride)} + row{stride}{units}"
         earlier = f"{slot} + {self.rows(array)}{units}"
         return (
             f"tl.where(is_first, tl.load({initial}, mask={mask} & is_first, other=0), "
@@ -157,7 +181,7 @@ class Frame:
             value = f"{value}.to(tl.uint8)"
         elif dtype == torch.bfloat16:
             value = f"bf16({value})"
-        place = f"{self.slot(array.slot)} + {self.rows(array)}{units}"
+        place = f"{self.slot(array.slot, array.stride)} + {self.rows(array)}{units}"
         return f"tl.store({place}, {value}, mask={mask})"
 
     def operand_of(self, product: Node) -> str:
@@ -190,7 +214,7 @@ class Frame:
             place = f"{across.local} % {columns}"
             masks.append(f"({rows.local} // {block_rows} == {across.local} // {columns})")
         mask = f", mask={' & '.join(masks)}, other=0" if masks else ""
-        slot = self.slot(f"parameter.{matrix.attribute('name')}")
+        slot = self.slot(f"parameter.{matrix.attribute('name')}", columns)
         return f"tl.load({slot} + {rows.units}.to(tl.int64) * {columns} + {place}{mask})"
 
     def axis(
@@ -217,6 +241,11 @@ class Frame:
             inside = f"in_{mark}{size}"
             lines.append(f"{inside} = {local} < {own}")
         return Axis(size, extent, local, units, inside), lines
+
+
+def _distance(slot: str) -> str:
+    """The name of the number that goes with an array of a population."""
+    return slot.replace("at_", "by_", 1)
 
 
 def independent_heads(heads: int, nodes: Iterable[Node]) -> int:

@@ -43,18 +43,21 @@ def _affine(node: Node) -> Affine | None:
 
 
 def _fill_affine(outside: Outside, parts: list[Affine]) -> None:
-    inputs = outside.arrays["inputs"].flatten(0, 1)
-    x = outside.arrays["x"].flatten(0, 1)
+    inputs = outside.arrays["inputs"].flatten(-3, -2)
+    x = outside.arrays["x"].flatten(-3, -2)
     column, columns = 0, []
     for matrix, bias in parts:
         place = outside.places[matrix]
         columns.append((matrix, column))
-        rows = slice(column, column + place.stop - place.start)
-        inputs[:, rows] = 0 if bias is None else outside.arrays[f"parameter.{bias}"]
-        column = rows.stop
+        part = inputs.narrow(-1, column, place.stop - place.start)
+        if bias is None:
+            part.zero_()
+        else:
+            part.copy_(outside.arrays[f"parameter.{bias}"].unsqueeze(-2))
+        column += part.shape[-1]
     for each in outside.join(columns):
-        into = inputs[:, each.column : each.column + each.rows]
-        outside.multiply(x, outside.weight(each).T, into)
+        into = inputs.narrow(-1, each.column, each.rows)
+        outside.multiply(x, outside.weight(each).mT, into)
 
 
 def run(outside: Outside, program: Program) -> None:
@@ -85,9 +88,9 @@ def _transposed(outside: Outside, node: Node, sources: Sources) -> Tensor | None
             return None
         found.append((str(each.inputs[0].attribute("name")), array))
     total: Tensor | None = None
-    gradients = outside.arrays["d_inputs"].flatten(0, 1)
+    gradients = outside.arrays["d_inputs"].flatten(-3, -2)
     found.sort(key=lambda each: each[1].offset)
     for part in outside.join([(name, array.offset) for name, array in found]):
-        left = gradients[:, part.column : part.column + part.rows]
+        left = gradients.narrow(-1, part.column, part.rows)
         total = outside.multiply(left, outside.weight(part), total)
     return total

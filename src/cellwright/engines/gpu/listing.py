@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from cellwright.engines.gpu import form as forms
-from cellwright.engines.gpu.loops import loops
+from cellwright.engines.gpu.loops import Way, loops
 from cellwright.engines.signature import Signature
 from cellwright.errors import EngineError
 
@@ -33,7 +33,7 @@ def listing(signature: Signature) -> str:
         name = signature.spec.name
         raise EngineError(f"the gpu engine cannot run cell {name}: @ is a convolution here")
     chosen = forms.choose(signature.text, torch.float32, forms.HOPPER)
-    made = loops(signature.text, torch.float32, chosen.name, False)
+    made = loops(signature.text, chosen.name, Way(torch.float32, interpreted=False))
     parts = {"forward": made.forward(keep=True), "backward": made.backward(need_x=True)[1]}
     head = f"form {chosen.name}, {chosen.reason}"
     return "\n\n".join(

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from typing import Any
 
@@ -34,23 +35,50 @@ def precision(dtype: torch.dtype) -> str:
     return "ieee" if exact or dtype != torch.float32 else "tf32"
 
 
+@dataclass(frozen=True)
+class Way:
+    """How a program becomes kernels.
+
+    Attributes:
+        dtype: of the tensors.
+        interpreted: by Triton's interpreter rather than compiled for a GPU.
+        population: for the members of a population at once.
+    """
+
+    dtype: torch.dtype
+    interpreted: bool
+    population: bool = False
+
+
+@dataclass(frozen=True)
+class Extent:
+    """What a loop runs through.
+
+    Attributes:
+        members, rows, steps: how many.
+        first, stride: the first step that is taken, and 1 or -1 from one to the next.
+    """
+
+    members: int
+    rows: int
+    steps: int
+    first: int
+    stride: int
+
+
 class Loop:
     """A program that is emitted, in one of the forms.
 
     Args:
-        signature: whose program it is.
         program: the loop.
-        dtype: of the tensors.
-        interpreted: by Triton's interpreter rather than compiled for a GPU.
+        heads: parts of its vectors that never meet.
+        way: how it becomes kernels.
     """
 
     text: str
 
-    def __init__(
-        self, signature: Signature, program: Program, dtype: torch.dtype, *, interpreted: bool
-    ):
-        self.program, self.dtype, self.interpreted = program, dtype, interpreted
-        self.heads = programs.heads_of(signature, program)
+    def __init__(self, program: Program, heads: int, way: Way):
+        self.program, self.heads, self.way = program, heads, way
 
     @cached_property
     def module(self) -> Any:
@@ -63,18 +91,19 @@ class Loop:
         Returns:
             Which of the two buffers of each state holds the last one.
         """
-        count, rows = call.x.shape[:2]
+        count, rows = call.x.shape[call.lead :][:2]
         first, stride = (count - 1, -1) if call.reverse != self.program.backward else (0, 1)
-        with self._surroundings(call.x):
-            return self._run(arrays, rows, count, first, stride)
+        members = 1 if call.population is None else call.population
+        with self.surroundings(call.x):
+            return self.run_steps(arrays, Extent(members, rows, count, first, stride))
 
-    def _run(
-        self, arrays: Mapping[str, Tensor], rows: int, count: int, first: int, stride: int
-    ) -> int:
+    def run_steps(self, arrays: Mapping[str, Tensor], extent: Extent) -> int:
+        """The same, for these rows and steps; inside of :meth:`surroundings`."""
         raise AssertionError("a form says how it is launched")
 
-    def _surroundings(self, like: Tensor) -> AbstractContextManager[Any]:
-        if self.interpreted:
+    def surroundings(self, like: Tensor) -> AbstractContextManager[Any]:
+        """What has to be entered for kernels to be launched on such tensors."""
+        if self.way.interpreted:
             return _Interpreting()
         return torch.cuda.device(like.device) if like.is_cuda else nullcontext()
 
@@ -82,57 +111,62 @@ class Loop:
 class Resident(Loop):
     """One launch for all steps."""
 
-    def __init__(
-        self, signature: Signature, program: Program, dtype: torch.dtype, *, interpreted: bool
-    ):
-        super().__init__(signature, program, dtype, interpreted=interpreted)
-        self.frame = Frame(program, dtype, self.heads)
-        self.text = resident.emit(self.frame, interpreted=interpreted)
+    def __init__(self, program: Program, heads: int, way: Way):
+        super().__init__(program, heads, way)
+        self.frame = Frame(program, way.dtype, heads, population=way.population)
+        self.text = resident.emit(self.frame, interpreted=way.interpreted)
 
-    def _run(
-        self, arrays: Mapping[str, Tensor], rows: int, count: int, first: int, stride: int
-    ) -> int:
-        self.module.walk[-(-rows // LEAST), self.heads](
-            *(_plain(arrays[slot]) for slot in self.frame.slots), rows, count, first, stride,
-            BLOCK=LEAST, PRECISION=precision(self.dtype), num_warps=RESIDENT_WARPS,
-        )  # fmt: skip
+    def run_steps(self, arrays: Mapping[str, Tensor], extent: Extent) -> int:
+        tensors = [_plain(arrays[slot]) for slot in self.frame.slots]
+        widths = self.frame.widths.values() if self.way.population else ()
+        blocks = -(-extent.rows // LEAST) * extent.members
+        if blocks:
+            self.module.walk[blocks, self.heads](
+                *tensors, extent.rows, extent.steps, extent.first, extent.stride,
+                *_distances(tensors, widths),
+                BLOCK=LEAST, PRECISION=precision(self.way.dtype), num_warps=RESIDENT_WARPS,
+            )  # fmt: skip
         return 1
 
 
 class Steps(Loop):
     """A launch for each step and part of a stage."""
 
-    def __init__(
-        self, signature: Signature, program: Program, dtype: torch.dtype, *, interpreted: bool
-    ):
-        program = with_temporaries(program, dtype)
-        super().__init__(signature, program, dtype, interpreted=interpreted)
-        self.text, self.launches = steps.emit(program, dtype, self.heads, interpreted=interpreted)
+    def __init__(self, program: Program, heads: int, way: Way):
+        super().__init__(with_temporaries(program, way.dtype), heads, way)
+        self.text, self.launches = steps.emit(
+            self.program, way.dtype, heads, population=way.population, interpreted=way.interpreted
+        )
 
-    def _run(
-        self, arrays: Mapping[str, Tensor], rows: int, count: int, first: int, stride: int
-    ) -> int:
-        like = next(iter(arrays.values()))
+    def run_steps(self, arrays: Mapping[str, Tensor], extent: Extent) -> int:
+        like, rows = next(iter(arrays.values())), extent.rows
         working = {
-            array.slot: like.new_empty((rows, array.stride), dtype=slot_dtype(array, self.dtype))
+            array.slot: like.new_empty(
+                (extent.members, rows, array.stride), dtype=slot_dtype(array, self.way.dtype)
+            )
             for array in self.program.arrays()
             if array.slot in self.program.temporaries
         }
-        given = [
-            [_plain(working[s] if s in working else arrays[s]) for s in each.slots]
-            for each in self.launches
-        ]
         launched = []
-        for each, tensors in zip(self.launches, given, strict=True):
+        for each in self.launches:
+            tensors = [_plain(working[s] if s in working else arrays[s]) for s in each.slots]
             block = each.rows(rows)
-            grid = (-(-rows // block), each.blocks, each.heads)
-            launched.append((getattr(self.module, each.name)[grid], tensors, block))
-        how = precision(self.dtype)
-        for i in range(count):
-            numbers = (rows, first + i * stride, stride, i & 1, int(i == count - 1))
-            for run, tensors, block in launched:
-                run(*tensors, *numbers, BLOCK=block, PRECISION=how)
-        return count & 1
+            grid = (-(-rows // block) * extent.members, each.blocks, each.heads)
+            if grid[0]:
+                run = getattr(self.module, each.name)[grid]
+                launched.append((run, tensors, _distances(tensors, each.widths), block))
+        how = precision(self.way.dtype)
+        for i in range(extent.steps):
+            t, last = extent.first + i * extent.stride, int(i == extent.steps - 1)
+            for run, tensors, distances, block in launched:
+                run(*tensors, rows, t, extent.stride, i & 1, last, *distances,
+                    BLOCK=block, PRECISION=how)  # fmt: skip
+        return extent.steps & 1
+
+
+def _distances(tensors: Sequence[Tensor], widths: Iterable[int]) -> list[int]:
+    """Rows between the members' parts of each array of a population; 0 where all have the same."""
+    return [each.stride(0) // width for each, width in zip(tensors, widths, strict=False)]
 
 
 class _Interpreting:
@@ -156,15 +190,14 @@ def _plain(tensor: Tensor) -> Tensor:
 class Loops:
     """The loops of a signature, made when first needed and kept."""
 
-    def __init__(self, signature: Signature, dtype: torch.dtype, form: str, *, interpreted: bool):
-        self.signature, self.dtype, self.form = signature, dtype, form
-        self.interpreted = interpreted
+    def __init__(self, signature: Signature, form: str, way: Way):
+        self.signature, self.form, self.way = signature, form, way
         self._made: dict[tuple[str, bool], Any] = {}
         self._lock = threading.RLock()
 
     def _loop(self, program: Program) -> Loop:
         kind = Resident if self.form == RESIDENT else Steps
-        return kind(self.signature, program, self.dtype, interpreted=self.interpreted)
+        return kind(program, programs.heads_of(self.signature, program), self.way)
 
     def _keep(self, key: tuple[str, bool], make: Callable[[], Any]) -> Any:
         with self._lock:
@@ -198,6 +231,6 @@ class Loops:
 
 
 @lru_cache(maxsize=256)
-def loops(text: str, dtype: torch.dtype, form: str, interpreted: bool) -> Loops:
+def loops(text: str, form: str, way: Way) -> Loops:
     """The loops of a signature in one form."""
-    return Loops(parse(text), dtype, form, interpreted=interpreted)
+    return Loops(parse(text), form, way)

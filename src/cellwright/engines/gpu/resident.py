@@ -1,7 +1,7 @@
 """The resident form: a program holds the weights of its head and walks through all time steps.
 
-The kernel that is emitted, in pseudo-code, for each block of rows (and each head, where heads do
-not meet):
+The kernel that is emitted, in pseudo-code, for each block of rows (of each member of a population;
+and each head, where heads do not meet):
 
     load masks, vectors and matrices; load the states before the first step
     load what the first step reads: what was hoisted, or saved
@@ -39,8 +39,10 @@ def emit(frame: Frame, *, interpreted: bool) -> str:
     """The module with the kernel; fills in the frame's slots."""
     body, functions = Text(), set[str]()
     _Walk(body, frame, functions).write()
+    body.open_with(frame.opening())
+    numbers = (*NUMBERS, *frame.distances)
     return module(
-        [kernel(ENTRY, frame.slots.values(), NUMBERS, body)], functions, interpreted=interpreted
+        [kernel(ENTRY, frame.slots.values(), numbers, body)], functions, interpreted=interpreted
     )
 
 
@@ -63,8 +65,6 @@ class _Walk:
     def write(self) -> None:
         """The whole body."""
         text = self.text
-        text.line("row = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)[:, None]")
-        text.line("in_rows = row < rows")
         if self.frame.heads > 1:
             text.line("head = tl.program_id(1)")
         self._axes()

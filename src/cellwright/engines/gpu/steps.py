@@ -41,8 +41,6 @@ MOST_ROWS, WHOLE_ROWS, WHOLE = 64, 16, 2048
 """Rows of the largest tile with products; rows and numbers of the largest tile with all units."""
 
 _PLACES = (
-    ("row", "tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)[:, None]"),
-    ("in_rows", "row < rows"),
     ("now", "t.to(tl.int64) * rows + row"),
     ("before", "now + stride * rows"),
     ("is_first", "begins != 0"),
@@ -62,6 +60,7 @@ class Launch:
         blocks: of units, in one head.
         heads: how many.
         most_rows: of a tile.
+        widths: numbers in a row of each array, in a population; else empty.
     """
 
     name: str
@@ -69,6 +68,7 @@ class Launch:
     blocks: int
     heads: int
     most_rows: int
+    widths: tuple[int, ...]
 
     def rows(self, batch: int) -> int:
         """Rows of a tile for a batch."""
@@ -76,7 +76,7 @@ class Launch:
 
 
 def emit(
-    program: Program, dtype: torch.dtype, heads: int, *, interpreted: bool
+    program: Program, dtype: torch.dtype, heads: int, *, population: bool, interpreted: bool
 ) -> tuple[str, list[Launch]]:
     """The module with all kernels, and how they are launched at each step."""
     functions: set[str] = set()
@@ -86,7 +86,7 @@ def emit(
         wanted = [n for n in stage.nodes if n in program.stores]
         sizes = [ONE] if stage.reductions else list(dict.fromkeys(n.size for n in wanted))
         for size in sizes:
-            frame, body = Frame(program, dtype, heads), Text()
+            frame, body = Frame(program, dtype, heads, population=population), Text()
             writer = _Stage(body, frame, stage, here, functions)
             name, blocks, most = f"stage{index}_{size}", 1, MOST_ROWS
             if size == ONE:
@@ -95,21 +95,23 @@ def emit(
             else:
                 blocks = -(-frame.per_head(size) // writer.width(size))
                 writer.units(size, [n for n in wanted if n.size == size])
-            kernels.append(kernel(name, frame.slots.values(), NUMBERS, _with_places(body)))
+            body.open_with([*frame.opening(), *_places(body)])
+            numbers = (*NUMBERS, *frame.distances)
+            kernels.append(kernel(name, frame.slots.values(), numbers, body))
             shared = 1 if size == ONE else heads
-            launches.append(Launch(name, tuple(frame.slots), blocks, shared, most))
+            widths = tuple(frame.widths.values()) if population else ()
+            launches.append(Launch(name, tuple(frame.slots), blocks, shared, most, widths))
         here |= {n: nearest(program.stores[n]) for n in wanted}
     return module(kernels, functions, interpreted=interpreted), launches
 
 
-def _with_places(body: Text) -> Text:
-    """The body, and before it the rows that it speaks of."""
-    whole, lines = Text(), list(body.lines)
+def _places(body: Text) -> list[str]:
+    """Lines for the places in memory that a body speaks of, or that such a line does."""
+    lines: list[str] = []
     for name, text in reversed(_PLACES):
-        if any(name in _words(line) for line in lines):
-            lines.insert(0, f"    {name} = {text}")
-    whole.lines = lines
-    return whole
+        if any(name in _words(line) for line in (*lines, *body.lines)):
+            lines.insert(0, f"{name} = {text}")
+    return lines
 
 
 def _words(line: str) -> set[str]:

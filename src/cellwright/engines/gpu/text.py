@@ -21,6 +21,10 @@ class Text:
         """Add a line at the present depth."""
         self.lines.append("    " * self._depth + text if text else "")
 
+    def open_with(self, lines: Iterable[str]) -> None:
+        """Put lines before all others."""
+        self.lines[:0] = [f"    {each}" for each in lines]
+
     @contextmanager
     def block(self, head: str) -> Iterator[None]:
         """Lines that belong to ``head``."""
