@@ -109,7 +109,7 @@ class Gradients:
 
 
 class Engine(Protocol):
-    """Carries out plans.
+    """Carries out plans; engines derive from it, for what most of them have in common.
 
     Attributes:
         name: by which it is asked for.
@@ -127,13 +127,21 @@ class Engine(Protocol):
         """Why this engine cannot run the signature there; None if it can."""
 
     def remark(self, signature: Signature) -> str | None:
-        """What else there is to say of how it runs the signature; None if nothing is."""
+        """What else there is to say of how it runs the signature; None if nothing is.
+
+        By default: how products are computed, where that is not in the tensors' own precision.
+        """
+        if signature.options.precision == "fp32":
+            return None
+        return "products are of numbers rounded to bfloat16"
 
     def takes_populations(self, signature: Signature) -> bool:
         """Whether it carries out calls that are populations."""
+        return not signature.spatial
 
     def way(self, signature: Signature, device: torch.device, dtype: torch.dtype) -> str:
         """Which of several forms it runs the signature in, and why; "" if it has only one."""
+        return ""
 
     def forward(self, call: Call, *, keep: bool) -> Result:
         """Run the loop; ``keep`` what the backward pass needs."""
@@ -156,6 +164,7 @@ class Engine(Protocol):
             signature: of the layer.
             x: (T, B, input); only its shape and dtype are read.
         """
+        return None
 
     def stream(
         self,
@@ -174,6 +183,7 @@ class Engine(Protocol):
             sizes: units of each state, which is (layers, rows, size).
             watched: contiguous tensors from which the weights follow.
         """
+        return None
 
 
 class PreparedSteps(Protocol):

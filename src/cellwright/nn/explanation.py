@@ -73,7 +73,7 @@ def explain(layer: RecurrentStack, x: Tensor | PackedSequence) -> Explanation:
             name, form = "reference", ""
             reason = f"under torch.func it runs as torch operations: {objection}"
         elif members is not None:
-            reason += f"; a population: {members} sets of weights, shared out over the threads"
+            reason += f"; a population: {members} sets of weights, in one call"
     elif layer.bidirectional:
         like = torch.empty(_extents(layer, x), dtype=data.dtype, device="meta")
         if chosen.engine.side_by_side(signature, like) is not None:

@@ -87,3 +87,26 @@ def compare(call, form, *, unkept=True, tolerance=None):
         (results, expected, "result"), (gradients, of_reference, "gradient")
     ):  # fmt: skip
         assert_same({n: v.double() for n, v in found.items()}, twins, tolerance, what)
+
+
+def of_members(engine, call, cotangents=None):
+    """What a population yields: results, gradients of whole tensors; the gradients that arrived."""
+    result = engine.forward(call, keep=True)
+    if cotangents is None:
+        cotangents = moved_cotangents(draw_cotangents(on_cpu(result)), call.x.dtype, call.x.device)
+    found = engine.backward(call, result.kept, cotangents, need_x=True)
+    gradients = dict(enumerate([found.x, *found.states, *found.weights]))
+    return results_of(result, call), gradients, cotangents
+
+
+def compare_members(call, form, cotangents=None):
+    """A population in a form, and its members one by one on the reference engine in float64."""
+    *found, arrived = of_members(GpuEngine(form), call, cotangents)
+    assert {v.dtype for part in found for v in part.values()} == {call.x.dtype}
+    exact, arriving = moved(call, torch.float64), moved_cotangents(arrived, torch.float64)
+    tolerance = TOLERANCE[call.x.dtype]
+    for number, member in enumerate(exact.members()):
+        expected = of_members(ReferenceEngine(), member, arriving.of_member(number))
+        for own, twins, what in zip(found, expected[:2], ("result", "gradient"), strict=True):
+            values = {name: value[number].double() for name, value in own.items()}
+            assert_same(values, twins, tolerance, f"member {number}, {what}")

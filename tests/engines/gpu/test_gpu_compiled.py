@@ -12,7 +12,7 @@ from engines.cases import CATALOGUE, Shape, make_call, options_for
 
 from cellwright.engines.gpu import form as forms
 from cellwright.engines.gpu.frame import LEAST, slot_dtype
-from cellwright.engines.gpu.loops import RESIDENT_WARPS, Steps, loops
+from cellwright.engines.gpu.loops import RESIDENT_WARPS, Steps, Way, loops
 from cellwright.plan import StepOptions
 
 POINTERS = {
@@ -36,13 +36,13 @@ def compiled(loop, precision="ieee"):
     dtypes = {}
     for array in loop.program.arrays():
         for slot in filter(None, (array.slot, array.initial)):
-            dtypes[slot] = slot_dtype(array, loop.dtype)
+            dtypes[slot] = slot_dtype(array, loop.way.dtype)
     made = []
     for name, slots, block, warps in kernels(loop):
         kernel = getattr(loop.module, name)
         types = {each: "i32" for each in kernel.arg_names[len(slots) :]}
         types |= {"BLOCK": "constexpr", "PRECISION": "constexpr"}
-        pointers = [POINTERS[dtypes.get(slot, loop.dtype)] for slot in slots]
+        pointers = [POINTERS[dtypes.get(slot, loop.way.dtype)] for slot in slots]
         types |= dict(zip(kernel.arg_names, pointers, strict=False))
         aligned = {(index,): [["tt.divisibility", 16]] for index in range(len(slots))}
         source = ASTSource(
@@ -54,11 +54,11 @@ def compiled(loop, precision="ieee"):
     return made
 
 
-def both_loops(name, hidden, dtype, form, options=None):
+def both_loops(name, hidden, dtype, form, options=None, population=False):
     signature = make_call(
         CATALOGUE[name], options or StepOptions(), Shape(2, 2, 3, hidden)
     ).signature
-    made = loops(signature.text, dtype, form, False)
+    made = loops(signature.text, form, Way(dtype, interpreted=False, population=population))
     return [made.forward(keep=True), made.backward(need_x=True)[1]]
 
 
@@ -94,6 +94,26 @@ def test_addresses_have_64_bits():
             for each in compiled(loop):
                 found = re.findall(r"arith\.muli .*: tensor<.*(i\d+)>", each.asm["ttir"])
                 assert set(found) == {"i64"}, each.metadata.name
+
+
+@pytest.mark.parametrize("form", ["resident", "steps"])
+def test_a_member_begins_at_an_address_of_64_bits_and_at_a_row(form):
+    """So loads are as wide as without a population, and products in 32 bits no more than there."""
+    made = [both_loops("elman", 32, torch.float32, form, population=each) for each in (False, True)]
+    for pair in zip(*made, strict=True):
+        for one, other in zip(*map(compiled, pair), strict=True):
+            narrow, wide, vectors = (
+                [re.findall(pattern, each.asm[stage]) for each in (one, other)]
+                for pattern, stage in (
+                    (r"arith\.muli .*: i32", "ttir"),
+                    (r"arith\.muli .*: i64", "ttir"),
+                    (r"\bld\.global\S*", "ptx"),
+                )
+            )
+            assert len(narrow[0]) == len(narrow[1])
+            assert len(wide[0]) < len(wide[1])
+            assert set(vectors[0]) == set(vectors[1])
+            assert any(".v4" in each for each in vectors[1])
 
 
 def test_a_batch_is_no_reason_to_compile_again():

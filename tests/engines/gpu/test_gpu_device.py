@@ -3,7 +3,8 @@
 import pytest
 import torch
 from engines.cases import CATALOGUE, Shape, make_call, options_for
-from engines.gpu.gpu_cases import FORMS, compare, moved
+from engines.cpu.test_cpu_population import population_of
+from engines.gpu.gpu_cases import FORMS, compare, compare_members, moved
 
 import cellwright as cw
 from cellwright.plan import StepOptions
@@ -41,6 +42,14 @@ def test_every_option(name, option, form):
 def test_large_sizes(hidden, dtype):
     call = make_call(CATALOGUE["lstm"], StepOptions(), Shape(30, 64, 64, hidden), stacked=True)
     compare(moved(call, dtype, "cuda"), "steps")
+
+
+@both
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("name", ["lstm", "layer_norm_lstm"])
+def test_a_population(name, dtype, form):
+    call = make_call(CATALOGUE[name], StepOptions(reset=True), Shape(20, 3, 24, 50))
+    compare_members(moved(population_of(call, 40), dtype, "cuda"), form)
 
 
 def test_inside_a_graph_of_cuda():

@@ -23,11 +23,11 @@ from cellwright.engines.cpu.memory import memory
 from cellwright.engines.cpu.slots import Slots
 from cellwright.engines.cpu.streaming import Stream
 from cellwright.engines.cpu.turns import complete
-from cellwright.engines.protocol import Call, Cotangents, Gradients, Result, SideBySide
+from cellwright.engines.protocol import Call, Cotangents, Engine, Gradients, Result, SideBySide
 from cellwright.engines.signature import Signature
 
 
-class CpuEngine:
+class CpuEngine(Engine):
     """Compiles plans to machine code with LLVM and runs them on torch's threads."""
 
     name = "cpu"
@@ -55,14 +55,6 @@ class CpuEngine:
         if bfloat.is_available():
             return "products are of bfloat16 numbers, with float32 sums"
         return NO_BF16
-
-    def takes_populations(self, signature: Signature) -> bool:
-        """Whether it carries out calls that are populations."""
-        return not signature.spatial
-
-    def way(self, signature: Signature, device: torch.device, dtype: torch.dtype) -> str:
-        """Nothing: there is one form only."""
-        return ""
 
     def side_by_side(self, signature: Signature, x: Tensor) -> SideBySide | None:
         """How both directions of a layer run at the same time; None where that is no faster."""

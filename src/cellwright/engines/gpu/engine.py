@@ -16,7 +16,7 @@ from cellwright.engines.gpu import hoisted
 from cellwright.engines.gpu.frame import ARITHMETIC
 from cellwright.engines.gpu.loops import Way, loops
 from cellwright.engines.gpu.outside import Outside
-from cellwright.engines.protocol import Call, Cotangents, Gradients, Result
+from cellwright.engines.protocol import Call, Cotangents, Engine, Gradients, Result
 from cellwright.engines.signature import Signature
 from cellwright.errors import UsageError
 from cellwright.ir import Node
@@ -30,7 +30,7 @@ def _has_triton() -> bool:
     return importlib.util.find_spec("triton") is not None
 
 
-class GpuEngine:
+class GpuEngine(Engine):
     """Emits the loops of a plan as Triton kernels.
 
     Args:
@@ -68,16 +68,6 @@ class GpuEngine:
         if signature.spatial:
             return "@ is a convolution here, which it does not emit"
         return None
-
-    def remark(self, signature: Signature) -> str | None:
-        """How products are computed, where that is not in the tensors' own precision."""
-        if signature.options.precision == "fp32":
-            return None
-        return "products are of numbers rounded to bfloat16"
-
-    def takes_populations(self, signature: Signature) -> bool:
-        """Whether it carries out calls that are populations."""
-        return not signature.spatial
 
     def way(self, signature: Signature, device: torch.device, dtype: torch.dtype) -> str:
         """The form in which it runs a signature, and why."""
@@ -121,20 +111,6 @@ class GpuEngine:
 
     def _run(self, call: Call) -> _Run:
         return _Run(call, self._form(call.signature, call.x.device, call.x.dtype).name)
-
-    def side_by_side(self, signature: Signature, x: Tensor) -> None:
-        """Nothing: calls run one after the other."""
-
-    def stream(
-        self,
-        signatures: Sequence[Signature],
-        weights: Sequence[Sequence[Tensor]],
-        lead: Sequence[int],
-        sizes: Sequence[int],
-        watched: Sequence[Tensor],
-    ) -> None:
-        """None: a step is an ordinary call."""
-        return None
 
 
 class _Run:

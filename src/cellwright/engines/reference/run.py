@@ -17,14 +17,14 @@ import torch
 from torch import Tensor
 
 from cellwright.engines import segments
-from cellwright.engines.protocol import Call, Cotangents, Gradients, Result
+from cellwright.engines.protocol import Call, Cotangents, Engine, Gradients, Result
 from cellwright.engines.reference.backward import Backward
 from cellwright.engines.reference.bound import BoundCall
 from cellwright.engines.signature import Signature
 from cellwright.ir import Node
 
 
-class ReferenceEngine:
+class ReferenceEngine(Engine):
     """Runs every plan on every device and dtype."""
 
     name = "reference"
@@ -37,19 +37,9 @@ class ReferenceEngine:
         """None: there is nothing it cannot run."""
         return None
 
-    def remark(self, signature: Signature) -> str | None:
-        """How products are computed, where that is not in the tensors' own precision."""
-        if signature.options.precision == "fp32":
-            return None
-        return "products are of numbers rounded to bfloat16, with sums in the tensors' precision"
-
     def takes_populations(self, signature: Signature) -> bool:
         """No: torch.func.vmap turns its operations into those of a population."""
         return False
-
-    def way(self, signature: Signature, device: torch.device, dtype: torch.dtype) -> str:
-        """Nothing: there is one form only."""
-        return ""
 
     def forward(self, call: Call, *, keep: bool) -> Result:
         """Run the forward plan."""
@@ -74,20 +64,6 @@ class ReferenceEngine:
         if call.signature.options.save == "gates":
             return gradient(call, kept, cotangents)
         return segments.backward(call, kept, cotangents, _kept, gradient)
-
-    def side_by_side(self, signature: Signature, x: Tensor) -> None:
-        """Nothing: calls run one after the other."""
-
-    def stream(
-        self,
-        signatures: Sequence[Signature],
-        weights: Sequence[Sequence[Tensor]],
-        lead: Sequence[int],
-        sizes: Sequence[int],
-        watched: Sequence[Tensor],
-    ) -> None:
-        """None: a step is an ordinary call."""
-        return None
 
 
 def differentiable(call: Call) -> Result:
