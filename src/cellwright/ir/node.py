@@ -138,10 +138,15 @@ def leaf(op: str, name: str, type: Type, **attributes: Any) -> Node:
     return node(op, (), {"name": name, **attributes}, type)
 
 
-def topological(roots: Iterable[Node]) -> list[Node]:
-    """Every node that ``roots`` are computed from, inputs before their users."""
+def topological(roots: Iterable[Node], known: Iterable[Node] = ()) -> list[Node]:
+    """Every node that ``roots`` are computed from, inputs before their users.
+
+    Args:
+        roots: what is to be computed.
+        known: what is at hand already; neither these nor what is only behind them are among them.
+    """
     order: list[Node] = []
-    seen: set[Node] = set()
+    seen: set[Node] = set(known)
     for root in roots:
         stack: list[tuple[Node, bool]] = [(root, False)]
         while stack:

@@ -17,6 +17,7 @@ from cellwright.engines import Cotangents
 from cellwright.engines.cpu import (
     CpuEngine,
     backward_pass,
+    exchange,
     images,
     lending,
     memory,
@@ -26,7 +27,7 @@ from cellwright.engines.cpu import (
     runtime,
     scripted,
     slots,
-    spatial_backward,
+    spatial_kernels,
 )
 from cellwright.engines.reference import ReferenceEngine
 
@@ -43,7 +44,7 @@ class Guards:
     def __getattr__(self, name):
         return getattr(torch, name)
 
-    def empty(self, *shape, dtype=torch.float32):
+    def empty(self, *shape, dtype=torch.float32, device=None):
         """As ``torch.empty``, with NaN (or True) inside and outside."""
         shape = torch.Size(shape[0] if len(shape) == 1 and not isinstance(shape[0], int) else shape)
         width = torch.empty((), dtype=dtype).element_size()
@@ -74,7 +75,7 @@ class Guards:
 class Edges(Guards):
     """Tensors that end where the process may not read: reading further ends the process."""
 
-    def empty(self, *shape, dtype=torch.float32):
+    def empty(self, *shape, dtype=torch.float32, device=None):
         shape = torch.Size(shape[0] if len(shape) == 1 and not isinstance(shape[0], int) else shape)
         count = shape.numel()
         size = count * torch.empty((), dtype=dtype).element_size()
@@ -104,7 +105,7 @@ def guarded(kind=Guards):
     guards = kind()
     modules = (
         backward_pass, pages, parameters, population, runtime, scripted, slots, images,
-        spatial_backward,
+        exchange, spatial_kernels,
     )  # fmt: skip
     for module in modules:
         module.torch = guards

@@ -20,6 +20,7 @@ import cellwright as cw
 from cellwright import sigmoid, tanh
 from cellwright.engines import Cotangents
 from cellwright.engines.cpu import runtime, spatial, spatial_backward, threads
+from cellwright.engines.cpu.spatial_kernels import BACKEND
 from cellwright.plan import StepOptions
 
 F32, F64 = torch.float32, torch.float64
@@ -242,7 +243,7 @@ def test_all_gates_are_one_convolution():
     """Where a layer stores them one after the other, as ``nn.ConvRecurrent`` does."""
     layer = cw.nn.ConvRecurrent(gates_in_order, 3, 4)
     call = layer_call(layer)
-    kernels = spatial.SpatialRun(call).kernels
+    kernels = spatial.SpatialRun(call, BACKEND).code
     _, loop, _ = kernels.forward_chains(True)
     (segment,) = loop
     assert sorted(each.ahead for each in segment.convolutions) == [False, True]

@@ -21,6 +21,7 @@ from cellwright.engines.cpu.forward_pass import ForwardPass
 from cellwright.engines.cpu.kernels import NO_BF16, kernels
 from cellwright.engines.cpu.memory import memory
 from cellwright.engines.cpu.slots import Slots
+from cellwright.engines.cpu.spatial_kernels import BACKEND
 from cellwright.engines.cpu.streaming import Stream
 from cellwright.engines.cpu.turns import complete
 from cellwright.engines.protocol import Call, Cotangents, Engine, Gradients, Result, SideBySide
@@ -64,7 +65,7 @@ class CpuEngine(Engine):
         """Run the forward programs."""
         try:
             if call.signature.spatial:
-                return spatial.forward(call, keep=keep)
+                return spatial.forward(call, BACKEND, keep=keep)
             if call.population is not None:
                 return population.forward(call, keep=keep)
             run = None if keep else repeated.ready(call)
@@ -87,7 +88,7 @@ class CpuEngine(Engine):
         needs = {"need_x": need_x, "need_weights": need_weights}
         try:
             if call.signature.spatial:
-                return spatial_backward.backward(call, kept, cotangents, need_x=need_x)
+                return spatial_backward.backward(call, BACKEND, kept, cotangents, need_x=need_x)
             if call.population is not None:
                 return population.backward(call, kept, cotangents, **needs)
             return complete(BackwardPass(Slots(call), kept, cotangents, **needs).turns())

@@ -10,6 +10,7 @@ from llvmlite import ir
 from torch import Tensor
 
 from cellwright.engines.cpu import jit, threads
+from cellwright.engines.cpu.images import Images
 from cellwright.engines.cpu.ops import I64, POINTER, Emitter, Lanes, Value
 from cellwright.engines.cpu.packing import transposed
 from cellwright.engines.cpu.program import ENTRY
@@ -95,3 +96,17 @@ def exchange(source: Tensor, target: Tensor, tables: int, rows: int, columns: in
     )
     team = threads.count() if source.numel() >= POINTWISE_ALONE_BELOW else 1
     threads.launch(address, ctypes.addressof(arguments), tables, threads.ROWS, team)
+
+
+class ExchangedImages(Images):
+    """Images whose channels are moved by :func:`exchange`."""
+
+    def in_order(self, value: Tensor, turned: Tensor, axis: int, *, last: bool) -> Tensor:
+        if not (value.is_contiguous() and value.is_floating_point()):
+            return super().in_order(value, turned, axis, last=last)
+        moved = torch.empty(turned.shape, dtype=value.dtype)
+        lead, channels = value.shape[:axis].numel(), value.shape[axis if last else -1]
+        positions = value.numel() // max(lead * channels, 1)
+        rows, columns = (channels, positions) if last else (positions, channels)
+        exchange(value, moved, lead, rows, columns)
+        return moved

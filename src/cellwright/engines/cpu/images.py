@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor
-
-from cellwright.engines.cpu.exchange import exchange
 
 CHANNELS = 2
 """The axis of the channels in what a layer gives and gets: (T, B, channels, *space)."""
@@ -39,13 +35,22 @@ class Images:
     """Tensors (B, *space, channels), or (T, B, *space, channels), by slot.
 
     Args:
-        steps, batch, space: extents of all of them.
-        dtype: of those that are not boolean.
+        x: (T, B, channels, *space), whose extents, dtype and device all of them have.
     """
 
-    def __init__(self, steps: int, batch: int, space: Sequence[int], dtype: torch.dtype):
-        self.steps, self.batch, self.space, self.dtype = steps, batch, tuple(space), dtype
+    def __init__(self, x: Tensor):
+        self.steps, self.batch, _, *space = x.shape
+        self.space, self.dtype, self.device = tuple(space), x.dtype, x.device
         self.places: dict[str, Place] = {}
+
+    @property
+    def working_dtype(self) -> torch.dtype:
+        """The dtype in which everything is computed."""
+        return self.dtype
+
+    def dtype_of(self, slot: str) -> torch.dtype:
+        """The dtype of new memory for a slot that is not boolean."""
+        return self.dtype
 
     def hold(self, slot: str, tensor: Tensor, steps: int | None) -> None:
         """Let a slot be a tensor whose channels lie last."""
@@ -54,38 +59,33 @@ class Images:
     def room(self, slot: str, units: int, steps: int | None, *, boolean: bool = False) -> Tensor:
         """Let a slot be new memory, for some steps or for a value without steps."""
         lead = (self.batch,) if steps is None else (steps, self.batch)
-        dtype = torch.bool if boolean else self.dtype
-        tensor = torch.empty((*lead, *self.space, units), dtype=dtype)
+        dtype = torch.bool if boolean else self.dtype_of(slot)
+        tensor = torch.empty((*lead, *self.space, units), dtype=dtype, device=self.device)
         self.hold(slot, tensor, steps)
         return tensor
 
     def put(self, slot: str, value: Tensor) -> None:
         """Let a slot be (T, B, channels, *space); copied only if the channels do not lie last."""
-        self.hold(slot, _moved(value, CHANNELS, last=True), self.steps)
+        self.hold(slot, self.moved(value, CHANNELS, last=True), self.steps)
 
     def put_fixed(self, slot: str, value: Tensor) -> None:
         """Let a slot be (B, channels, *space) at every step."""
-        self.hold(slot, _moved(value, CHANNELS - 1, last=True), None)
+        self.hold(slot, self.moved(value, CHANNELS - 1, last=True), None)
 
     def copy(self, slot: str) -> Tensor:
         """What a slot holds, as the layer has it, in memory of its own."""
         place = self.places[slot]
         axis = CHANNELS - 1 if place.steps is None else CHANNELS
-        found = _moved(place.tensor, axis, last=False)
+        value = place.tensor.to(self.dtype) if place.tensor.is_floating_point() else place.tensor
+        found = self.moved(value, axis, last=False)
         shared = found.data_ptr() == place.base
         return found.clone(memory_format=torch.contiguous_format) if shared else found
 
+    def moved(self, value: Tensor, axis: int, *, last: bool) -> Tensor:
+        """Channels moved from ``axis`` to the end, or back; copied only if their order changes."""
+        turned = value.movedim(axis, -1) if last else value.movedim(-1, axis)
+        return turned if turned.is_contiguous() else self.in_order(value, turned, axis, last=last)
 
-def _moved(value: Tensor, axis: int, *, last: bool) -> Tensor:
-    """Channels moved from ``axis`` to the end, or back; copied only if their order changes."""
-    turned = value.movedim(axis, -1) if last else value.movedim(-1, axis)
-    if turned.is_contiguous():
-        return turned
-    if not (value.is_contiguous() and value.is_floating_point()):
+    def in_order(self, value: Tensor, turned: Tensor, axis: int, *, last: bool) -> Tensor:
+        """A copy of ``turned``, which is ``value`` with its channels moved, in its own order."""
         return turned.contiguous()
-    moved = torch.empty(turned.shape, dtype=value.dtype)
-    lead, channels = value.shape[:axis].numel(), value.shape[axis if last else -1]
-    positions = value.numel() // max(lead * channels, 1)
-    rows, columns = (channels, positions) if last else (positions, channels)
-    exchange(value, moved, lead, rows, columns)
-    return moved

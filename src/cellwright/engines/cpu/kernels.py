@@ -10,11 +10,12 @@ from functools import cached_property, lru_cache
 from typing import Any
 
 from cellwright.engines.cpu import bfloat, product, threads
-from cellwright.engines.cpu.arrays import Array, Sources
+from cellwright.engines.cpu.arrays import Sources
 from cellwright.engines.cpu.body import emit
+from cellwright.engines.cpu.jobs import Job, jobs
 from cellwright.engines.cpu.ordered import Weight
 from cellwright.engines.cpu.program import Program
-from cellwright.engines.cpu.programs import Backward, Forward, Outers, backward, can_fuse, forward
+from cellwright.engines.cpu.programs import Backward, Forward, backward, can_fuse, forward
 from cellwright.engines.cpu.runtime import Compiled
 from cellwright.engines.cpu.sums import emit_sums
 from cellwright.engines.signature import Signature, parse
@@ -40,28 +41,6 @@ class Sum:
     compiled: Compiled
     results: Mapping[str, list[str]]
     units: int
-
-
-@dataclass(frozen=True)
-class Job:
-    """One product over all rows and steps, for a matrix's gradient or for several that adjoin.
-
-    Attributes:
-        tensor, row, columns: where the gradient begins, and elements of its rows.
-        m, n: its rows and columns.
-        delta, operand: where the factors lie.
-        turn: how many products come before it in the gradient of the same matrix. Each is a sum
-            of its own.
-    """
-
-    tensor: int
-    row: int
-    columns: int
-    m: int
-    n: int
-    delta: Array
-    operand: Array
-    turn: int
 
 
 class Kernels:
@@ -259,46 +238,9 @@ class Kernels:
 
         def make() -> Any:
             programs = self.planned(need_x)
-            return self._jobs([*programs.loop_outers, *programs.input_outers])
+            return jobs(self.signature, [*programs.loop_outers, *programs.input_outers])
 
         return self._keep(("jobs", need_x), make)
-
-    def _jobs(self, outers: Outers) -> list[Job]:
-        sizes = self.signature.size
-        places = {each.parameter: each for each in self.signature.slices}
-        kinds = {p.name: p.type for p in self.signature.plan.parameters}
-        jobs = []
-        turns: dict[str, int] = {}
-        for outer, delta, operand in outers:
-            kind, place = kinds[outer.parameter], places[outer.parameter]
-            turn = turns.setdefault(outer.parameter, 0)
-            turns[outer.parameter] += 1
-            assert isinstance(kind, Matrix)
-            m, n = sizes[kind.rows] // kind.blocks, sizes[kind.columns] // kind.blocks
-            for block in range(kind.blocks):
-                jobs.append(
-                    Job(place.tensor, place.start + block * m, n, m, n,
-                        delta.moved(block * m), operand.moved(block * n), turn)
-                )  # fmt: skip
-        jobs.sort(key=lambda job: (job.tensor, job.operand.slot, job.operand.offset, job.row))
-        joined: list[Job] = []
-        for job in jobs:
-            last = joined[-1] if joined else None
-            if last is not None and _adjoin(last, job):
-                joined[-1] = replace(last, m=last.m + job.m)
-            else:
-                joined.append(job)
-        return joined
-
-
-def _adjoin(first: Job, second: Job) -> bool:
-    """Whether the second continues the first: the same operand, and rows that follow."""
-    return (
-        (first.tensor, first.turn) == (second.tensor, second.turn)
-        and first.operand == second.operand
-        and first.row + first.m == second.row
-        and first.delta.moved(first.m) == second.delta
-    )
 
 
 _warned = False

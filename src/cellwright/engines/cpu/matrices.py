@@ -11,7 +11,7 @@ from torch import Tensor
 from cellwright.engines.cpu import outer, runtime, threads
 from cellwright.engines.cpu.arrays import Index
 from cellwright.engines.cpu.helpers import helper
-from cellwright.engines.cpu.kernels import Job
+from cellwright.engines.cpu.jobs import Job
 from cellwright.engines.cpu.members import Script, Stride, pad
 from cellwright.engines.cpu.memory import memory
 from cellwright.engines.cpu.slots import Slots

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from cellwright.engines.cpu.kernels import Job
+from cellwright.engines.cpu.jobs import Job
 from cellwright.engines.cpu.members import Script, Stride, by_member, pad, within
 from cellwright.engines.cpu.pages import empty
 from cellwright.engines.cpu.runtime import Addresses, Compiled

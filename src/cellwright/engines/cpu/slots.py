@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from cellwright.engines.cpu import jit, threads
-from cellwright.engines.cpu.kernels import Job, kernels
+from cellwright.engines.cpu.jobs import Job
+from cellwright.engines.cpu.kernels import kernels
 from cellwright.engines.cpu.lending import lender
 from cellwright.engines.cpu.memory import memory
 from cellwright.engines.cpu.pages import empty

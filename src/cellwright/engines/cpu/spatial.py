@@ -1,36 +1,93 @@
-"""Recurrences over space: torch's convolutions, and compiled code for all the rest.
+"""Recurrences over space: torch's convolutions, and an engine's own code for all the rest.
 
-At each step the convolutions of a segment are torch's, and a compiled program does everything up to
-the next ones. What can be convolved for all steps at once is: ``W @ x`` before the loop, the
-gradients of x and of the kernels after it.
+At each step the convolutions of a segment are torch's, and a program of the engine's does
+everything up to the next ones. What can be convolved for all steps at once is: ``W @ x`` before the
+loop, the gradients of x and of the kernels after it. What runs the programs is the engine's
+:class:`Backend`: nothing here knows how.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Protocol
 
+import torch
 from torch import Tensor
 
 from cellwright.engines import segments
-from cellwright.engines.cpu import jit
+from cellwright.engines.cpu.arrays import Array
 from cellwright.engines.cpu.convolution import convolve, turned
-from cellwright.engines.cpu.images import CHANNELS, Images
-from cellwright.engines.cpu.spatial_kernels import Chain, CompiledSegment, spatial_kernels
+from cellwright.engines.cpu.images import CHANNELS, Images, Place
+from cellwright.engines.cpu.jobs import Job
+from cellwright.engines.cpu.program import Program
+from cellwright.engines.cpu.programs import Backward
 from cellwright.engines.cpu.spatial_programs import Convolution
 from cellwright.engines.protocol import Call, Result
 from cellwright.engines.reference.bound import BoundCall
 from cellwright.ir import Matrix
 
 
-class SpatialRun:
-    """One call: its tensors and its compiled segments."""
+class Segment(Protocol):
+    """Convolutions, then a program."""
 
-    def __init__(self, call: Call):
+    @property
+    def convolutions(self) -> Sequence[Convolution]:
+        """What has to be convolved before the program."""
+
+    @property
+    def program(self) -> Program:
+        """Tells what is stored."""
+
+    def run(self, places: Mapping[str, Place], t: int, rows: int) -> None:
+        """Run the program at one step."""
+
+
+Chain = Sequence[Segment]
+
+
+class Code(Protocol):
+    """What an engine makes of a signature."""
+
+    def forward_chains(self, keep: bool) -> tuple[Chain, Chain, dict[str, str]]:
+        """Inputs, loop, and where results lie that are the same value as another."""
+
+    def backward_chains(self, need_x: bool) -> tuple[Chain, Chain]:
+        """Inputs and loop."""
+
+    def planned(self, need_x: bool) -> Backward:
+        """The backward programs, as they are for matrix products."""
+
+    def jobs(self, need_x: bool) -> list[Job]:
+        """The gradients of kernels."""
+
+    def vector_sums(self, run: SpatialRun, need_x: bool) -> dict[str, Tensor]:
+        """The gradients of vectors, from what a backward pass left in its places."""
+
+
+@dataclass(frozen=True)
+class Backend:
+    """What an engine brings along.
+
+    Attributes:
+        images: input -> the arrays of a call.
+        code: a call, and the slots of vectors with a number for each position -> what runs.
+    """
+
+    images: Callable[[Tensor], Images]
+    code: Callable[[Call, frozenset[str]], Code]
+
+
+class SpatialRun:
+    """One call: its tensors, and the code that runs on them."""
+
+    def __init__(self, call: Call, backend: Backend):
         self.call = call
         self.plan, self.sizes = call.signature.plan, call.signature.size
         self.steps, self.batch, _, *space = call.x.shape
         self.rows = self.batch * math.prod(space)
-        self.images = Images(self.steps, self.batch, space, call.x.dtype)
+        self.images = backend.images(call.x)
         self.names = [each.name for each in self.plan.graph.states]
         self.weights = [each.detach() for each in call.weights]
         self._convolved: dict[Convolution, Tensor] = {}
@@ -43,10 +100,7 @@ class SpatialRun:
             whole = mask.expand(*lead, self.sizes[spec.size], *space)
             put = self.images.put if spec.per_step else self.images.put_fixed
             put(f"stream.{spec.name}", whole)
-        double = call.x.element_size() == 8
-        self.kernels = spatial_kernels(
-            call.signature.text, double, jit.features_limit(), frozenset(self._positional)
-        )
+        self.code = backend.code(call, frozenset(self._positional))
 
     # Values of parameters alone ------------------------------------------------------------------
 
@@ -58,12 +112,18 @@ class SpatialRun:
                 value = self.weights[place.tensor][place.start : place.stop]
                 self._put_vector(f"parameter.{place.parameter}", value)
         if self.plan.forward.once:
-            self.once = BoundCall(self.call).once
+            self.once = BoundCall(self.exact()).once
         for name, value in self.once.items():
             units = self.sizes[self.plan.forward.once[name].size]
             (whole,) = value.expand(1, units, *value.shape[2:])
             spread = whole.numel() > units
             self._put_vector(f"value.{name}", whole if spread else whole.reshape(units))
+
+    def exact(self) -> Call:
+        """The call with weights in the dtype in which everything is computed."""
+        dtype = self.images.working_dtype
+        weights = [each.to(dtype) for each in self.weights]
+        return replace(self.call, x=self.call.x[:1].to(dtype), weights=weights)
 
     def _put_vector(self, slot: str, value: Tensor) -> None:
         """A number for each channel, or for each channel and position."""
@@ -78,7 +138,7 @@ class SpatialRun:
 
     def room_for_results(self, chain: Chain, short: frozenset[str] = frozenset()) -> None:
         """Memory for what a chain writes, where there is none yet; of two steps for ``short``."""
-        stored = (s.compiled.program.stores.values() for s in chain)
+        stored = (segment.program.stores.values() for segment in chain)
         for array in (array for stores in stored for arrays in stores for array in arrays):
             slot = array.slot
             if slot not in self.images.places and not slot.startswith("temporary."):
@@ -97,6 +157,10 @@ class SpatialRun:
                     result = self._convolve(each, whole).unflatten(0, (self.steps, -1))
                     self.images.hold(each.slot, result, self.steps)
 
+    def every(self, array: Array, units: int) -> Tensor:
+        """The values of all steps: (T, B, *space, units)."""
+        return self.images.places[array.slot].tensor.narrow(-1, array.offset, units)
+
     def step(self, chain: Chain, t: int) -> None:
         """Run a chain for one step; places without steps are those of this step."""
         for segment in chain:
@@ -104,20 +168,26 @@ class SpatialRun:
                 if not each.ahead:
                     operand = self.images.places[each.operand.slot].at(t)
                     self.images.hold(each.slot, self._convolve(each, operand), None)
-            segment.compiled.run_rows(self._addresses(segment, t), 1, self.rows)
+            segment.run(self.images.places, t, self.rows)
 
-    def _addresses(self, segment: CompiledSegment, t: int) -> dict[str, int]:
-        places = self.images.places
-        slots = segment.compiled.program.slots
-        return {slot: places[slot].address(t) for slot in slots if slot in places}
+    @property
+    def rounded(self) -> bool:
+        """Whether products are of numbers rounded to bfloat16."""
+        return self.call.signature.options.precision == "bf16"
+
+    def factor(self, value: Tensor) -> Tensor:
+        """A value as it enters a product: as precise as the tensors are, or rounded."""
+        value = value.to(self.call.x.dtype)
+        return value.to(torch.bfloat16).to(value.dtype) if self.rounded else value
 
     def _convolve(self, each: Convolution, v: Tensor) -> Tensor:
         """The result of a convolution of (N, *space, channels)."""
         if each not in self._convolved:
             place = each.weight
             weight = self.weights[place.tensor][place.start : place.stop]
+            weight = self.factor(weight)
             self._convolved[each] = turned(weight, each.blocks) if each.transposed else weight
-        part = v.narrow(-1, each.operand.offset, each.channels)
+        part = self.factor(v.narrow(-1, each.operand.offset, each.channels))
         return convolve(self._convolved[each], part, each.blocks)
 
     @property
@@ -135,7 +205,7 @@ class SpatialRun:
 
     def forward(self, *, keep: bool) -> Result:
         """What does not depend on the state, then the loop."""
-        inputs, loop, joined = self.kernels.forward_chains(keep)
+        inputs, loop, joined = self.code.forward_chains(keep)
         images = self.images
         if inputs:
             self.ahead(inputs)
@@ -145,28 +215,34 @@ class SpatialRun:
                 self.step(inputs, t)
         self.ahead(loop)
         states = {name: joined.get(f"state.{name}", f"state.{name}") for name in self.names}
-        short = frozenset() if keep else frozenset(states.values()) - {"output", *joined.values()}
+        results = ["output", *(f"trace.{name}" for name in self.plan.forward.trace)]
+        whole = {joined.get(slot, slot) for slot in results}
+        short = frozenset() if keep else frozenset(states.values()) - whole
         self.room_for_results(loop, short)
         for name, state in zip(self.names, self.call.states, strict=True):
-            images.put_fixed(f"initial.{name}", state)
+            images.put_fixed(f"initial.{name}", state.to(images.working_dtype))
         for t in self.call.steps:
             self.step(loop, t)
             for name, slot in states.items():
                 images.hold(f"initial.{name}", images.places[slot].at(t), None)
-        results = ["output", *(f"trace.{name}" for name in self.plan.forward.trace)]
         output, *trace = [images.copy(joined.get(slot, slot)) for slot in results]
         after = [images.copy(f"initial.{name}") for name in self.names]
         kept = [images.places[joined.get(slot, slot)] for slot in self.kept_slots if keep]
-        return Result(output, after, trace, [each.tensor.movedim(-1, CHANNELS) for each in kept])
+        return Result(output, after, trace, [self._kept(each.tensor) for each in kept])
+
+    def _kept(self, value: Tensor) -> Tensor:
+        """What is kept of a value, in the tensors' own dtype and order of axes."""
+        value = value.to(self.call.x.dtype) if value.is_floating_point() else value
+        return value.movedim(-1, CHANNELS)
 
 
-def forward(call: Call, *, keep: bool) -> Result:
+def forward(call: Call, backend: Backend, *, keep: bool) -> Result:
     """Run a recurrence over space."""
     if keep and call.signature.options.save != "gates":
-        return segments.forward(call, kept)
-    return SpatialRun(call).forward(keep=keep)
+        return segments.forward(call, lambda part: kept(part, backend))
+    return SpatialRun(call, backend).forward(keep=keep)
 
 
-def kept(call: Call) -> Result:
+def kept(call: Call, backend: Backend) -> Result:
     """Run a recurrence over space, keeping everything."""
-    return SpatialRun(call).forward(keep=True)
+    return SpatialRun(call, backend).forward(keep=True)

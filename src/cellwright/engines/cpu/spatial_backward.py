@@ -4,17 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-import torch
 from torch import Tensor
 
 from cellwright.engines import segments
 from cellwright.engines.cpu import spatial
 from cellwright.engines.cpu.arrays import Array, Index
 from cellwright.engines.cpu.convolution import gradient
-from cellwright.engines.cpu.spatial import SpatialRun
-from cellwright.engines.cpu.spatial_kernels import Chain
+from cellwright.engines.cpu.spatial import Backend, Chain, SpatialRun
 from cellwright.engines.cpu.spatial_programs import before
-from cellwright.engines.protocol import Call, Cotangents, Gradients
+from cellwright.engines.protocol import Call, Cotangents, Gradients, Result
 from cellwright.engines.reference.backward import Backward
 
 
@@ -23,12 +21,15 @@ class SpatialBackward(SpatialRun):
 
     Args:
         call: as it was given to the forward pass.
+        backend: of the engine.
         kept: what the forward pass kept.
         cotangents: gradients of the loss with respect to the results.
     """
 
-    def __init__(self, call: Call, kept: Sequence[Tensor], cotangents: Cotangents):
-        super().__init__(call)
+    def __init__(
+        self, call: Call, backend: Backend, kept: Sequence[Tensor], cotangents: Cotangents
+    ):
+        super().__init__(call, backend)
         self.kept, self.cotangents = kept, cotangents
         for slot, value in zip(self.kept_slots, kept, strict=True):
             self.images.put(slot, value)
@@ -42,9 +43,9 @@ class SpatialBackward(SpatialRun):
 
     def run(self, *, need_x: bool) -> Gradients:
         """The loop from the last step to the first, then what is gathered over all steps."""
-        inputs, loop = self.kernels.backward_chains(need_x)
+        inputs, loop = self.code.backward_chains(need_x)
         d_inputs = self.images.room("d_inputs", self.hoisted, self.steps)
-        if self.kernels.planned(need_x).missing:
+        if self.code.planned(need_x).missing:
             d_inputs.zero_()
         self.room_for_results(loop)
         self._loop(loop)
@@ -57,7 +58,7 @@ class SpatialBackward(SpatialRun):
             self.room_for_results(inputs)
             for t in self.call.steps:
                 self.step(inputs, t)
-        gradients = [torch.zeros(each.shape, dtype=each.dtype) for each in self.weights]
+        gradients = [each.new_zeros(each.shape) for each in self.weights]
         self._kernels(gradients, need_x=need_x)
         self._vectors(gradients, need_x=need_x)
         return Gradients(
@@ -82,25 +83,22 @@ class SpatialBackward(SpatialRun):
 
     def _kernels(self, gradients: list[Tensor], *, need_x: bool) -> None:
         """Gradients of convolutions' kernels, over all steps."""
-        for job in self.kernels.jobs(need_x):
+        for job in self.code.jobs(need_x):
             weight = self.weights[job.tensor][job.row : job.row + job.m]
             into = gradients[job.tensor][job.row : job.row + job.m]
-            delta = self._every(job.delta, job.m)
-            for part, operand in self._factors(delta, job.operand, job.n):
-                into += gradient(weight, part.flatten(0, 1), operand.flatten(0, 1))
+            delta = self.every(job.delta, job.m)
+            for part, operand in self._pairs(delta, job.operand, job.n):
+                factors = (self.factor(each.flatten(0, 1)) for each in (part, operand))
+                into += gradient(weight, *factors)
 
-    def _every(self, array: Array, units: int) -> Tensor:
-        """The values of all steps: (T, B, *space, units)."""
-        return self.images.places[array.slot].tensor.narrow(-1, array.offset, units)
-
-    def _factors(self, delta: Tensor, array: Array, units: int) -> Iterable[tuple[Tensor, Tensor]]:
+    def _pairs(self, delta: Tensor, array: Array, units: int) -> Iterable[tuple[Tensor, Tensor]]:
         """Parts of both factors, step by step in the same order."""
         if array.index is not Index.BEFORE:
-            yield delta, self._every(array, units)
+            yield delta, self.every(array, units)
             return
         # A state before a step is the one after another step, but for the first.
         first = self.images.places[array.initial].tensor.narrow(-1, array.offset, units)
-        every, last = self._every(array, units), self.steps - 1
+        every, last = self.every(array, units), self.steps - 1
         if self.call.reverse:
             yield delta[last:], first.unsqueeze(0)
             delta, every = delta[:last], every[1:]
@@ -112,35 +110,17 @@ class SpatialBackward(SpatialRun):
 
     def _vectors(self, gradients: list[Tensor], *, need_x: bool) -> None:
         """Gradients of vector parameters, those behind values of parameters alone included."""
-        at = {slot: place.base for slot, place in self.images.places.items()}
-        dtype, reverse = self.call.x.dtype, self.call.reverse
-        totals: dict[str, Tensor] = {}
-
-        def add(name: str, value: Tensor) -> None:
-            totals[name] = totals[name] + value if name in totals else value
-
-        for each in self.kernels.channel_sums(need_x):
-            found = {slot: torch.zeros((each.units,), dtype=dtype) for slot in each.results}
-            at |= {slot: value.data_ptr() for slot, value in found.items()}
-            each.compiled.run_sums(at, self.steps, self.rows, reverse=reverse)
-            for slot, names in each.results.items():
-                for name in names:
-                    add(name, found[slot])
-        for position in self.kernels.position_sums(need_x):
-            total = self.images.room(position.slot, position.units, None).zero_()
-            at[position.slot] = total.data_ptr()
-            position.compiled.run_rows(at, self.steps, self.rows, reverse=reverse)
-            add(position.name, total.sum(0).movedim(-1, 0))
+        totals = self.code.vector_sums(self, need_x)
         if self.once:
             for name, value in self._behind_once(totals).items():
-                add(name, value)
+                totals[name] = totals[name] + value if name in totals else value
         for part in self.call.signature.slices:
             if part.parameter in totals:
                 gradients[part.tensor][part.start : part.stop] += totals[part.parameter]
 
     def _behind_once(self, totals: dict[str, Tensor]) -> dict[str, Tensor]:
         """Gradients of the parameters behind values of parameters alone, by torch, once a call."""
-        behind = Backward(self.call, self.kept, self.cotangents)
+        behind = Backward(self.exact(), self.kept, self.cotangents)
         for name, value in self.once.items():
             if name in totals:
                 total = totals[name]
@@ -151,13 +131,16 @@ class SpatialBackward(SpatialRun):
 
 
 def backward(
-    call: Call, kept: Sequence[Tensor], cotangents: Cotangents, *, need_x: bool
+    call: Call, backend: Backend, kept: Sequence[Tensor], cotangents: Cotangents, *, need_x: bool
 ) -> Gradients:
     """The gradient of a recurrence over space."""
 
     def run(call: Call, kept: Sequence[Tensor], cotangents: Cotangents) -> Gradients:
-        return SpatialBackward(call, kept, cotangents).run(need_x=need_x)
+        return SpatialBackward(call, backend, kept, cotangents).run(need_x=need_x)
+
+    def again(call: Call) -> Result:
+        return spatial.kept(call, backend)
 
     if call.signature.options.save == "gates":
         return run(call, kept, cotangents)
-    return segments.backward(call, kept, cotangents, spatial.kept, run)
+    return segments.backward(call, kept, cotangents, again, run)

@@ -1,4 +1,4 @@
-"""Everything that is compiled for a signature whose ``@`` is a convolution."""
+"""What is compiled for a signature whose ``@`` is a convolution, and how it is run."""
 
 from __future__ import annotations
 
@@ -7,13 +7,21 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
+import torch
+from torch import Tensor
+
+from cellwright.engines.cpu import jit
 from cellwright.engines.cpu.arrays import Array, Kind, Sources
 from cellwright.engines.cpu.body import emit
+from cellwright.engines.cpu.exchange import ExchangedImages
+from cellwright.engines.cpu.images import Place
 from cellwright.engines.cpu.kernels import Kernels, Sum
 from cellwright.engines.cpu.program import Program
 from cellwright.engines.cpu.programs import can_fuse, forward
 from cellwright.engines.cpu.runtime import Compiled
-from cellwright.engines.cpu.spatial_programs import Convolution, segments, timed
+from cellwright.engines.cpu.spatial import Backend, Chain, Code, SpatialRun
+from cellwright.engines.cpu.spatial_programs import Convolution, join_results, segments, timed
+from cellwright.engines.protocol import Call
 from cellwright.engines.signature import Signature, parse
 from cellwright.ir import ONE, Node, is_leaf, leaf, substitute
 from cellwright.plan.stages import cut
@@ -26,6 +34,16 @@ class CompiledSegment:
     convolutions: tuple[Convolution, ...]
     compiled: Compiled
 
+    @property
+    def program(self) -> Program:
+        """Tells what is stored."""
+        return self.compiled.program
+
+    def run(self, places: Mapping[str, Place], t: int, rows: int) -> None:
+        """Run the program at one step."""
+        at = {slot: places[slot].address(t) for slot in self.program.slots if slot in places}
+        self.compiled.run_rows(at, 1, rows)
+
 
 @dataclass(frozen=True)
 class Positions:
@@ -35,9 +53,6 @@ class Positions:
     compiled: Compiled
     slot: str
     units: int
-
-
-Chain = list[CompiledSegment]
 
 
 class SpatialKernels(Kernels):
@@ -53,7 +68,7 @@ class SpatialKernels(Kernels):
         super().__init__(signature, double)
         self.positional = positional
 
-    def _chain(self, program: Program | None, *, looped: bool) -> Chain:
+    def _chain(self, program: Program | None, *, looped: bool) -> list[CompiledSegment]:
         if program is None:
             return []
         return [
@@ -69,7 +84,7 @@ class SpatialKernels(Kernels):
 
         def make() -> Any:
             programs = forward(self.signature, keep=keep, fuse=can_fuse(self.signature), apart=True)
-            aliases = _join_results(programs.loop)
+            aliases = join_results(programs.loop)
             inputs = self._chain(programs.inputs, looped=False)
             return inputs, self._chain(programs.loop, looped=True), aliases
 
@@ -114,6 +129,29 @@ class SpatialKernels(Kernels):
         made: list[Positions] = self._keep(("position sums", need_x), make)
         return made
 
+    def vector_sums(self, run: SpatialRun, need_x: bool) -> dict[str, Tensor]:
+        """The gradients of vectors, from what a backward pass left in its places."""
+        images, reverse = run.images, run.call.reverse
+        at = {slot: place.base for slot, place in images.places.items()}
+        totals: dict[str, Tensor] = {}
+
+        def add(name: str, value: Tensor) -> None:
+            totals[name] = totals[name] + value if name in totals else value
+
+        for each in self.channel_sums(need_x):
+            found = {slot: torch.zeros((each.units,), dtype=images.dtype) for slot in each.results}
+            at |= {slot: value.data_ptr() for slot, value in found.items()}
+            each.compiled.run_sums(at, run.steps, run.rows, reverse=reverse)
+            for slot, names in each.results.items():
+                for name in names:
+                    add(name, found[slot])
+        for position in self.position_sums(need_x):
+            total = images.room(position.slot, position.units, None).zero_()
+            at[position.slot] = total.data_ptr()
+            position.compiled.run_rows(at, run.steps, run.rows, reverse=reverse)
+            add(position.name, total.sum(0).movedim(-1, 0))
+        return totals
+
     def _spread(self, name: str) -> bool:
         return bool({f"parameter.{name}", f"value.{name}"} & self.positional)
 
@@ -148,21 +186,18 @@ class SpatialKernels(Kernels):
         return Positions(name, self._compiled(program, emit(program, self.double)), slot, units)
 
 
-def _join_results(loop: Program) -> dict[str, str]:
-    """Let a value that several results are be written once; the others' slots -> its slot."""
-    aliases: dict[str, str] = {}
-    for arrays in loop.stores.values():
-        results = [a for a in arrays if a.slot.partition(".")[0] in ("output", "state", "trace")]
-        results.sort(key=lambda array: not array.slot.startswith("state."))
-        for other in results[1:]:
-            aliases[other.slot] = results[0].slot
-            arrays.remove(other)
-    return aliases
-
-
 @lru_cache(maxsize=256)
 def spatial_kernels(
     text: str, double: bool, limit: str, positional: frozenset[str]
 ) -> SpatialKernels:
     """The kernels of a signature, for one target."""
     return SpatialKernels(parse(text), double, positional)
+
+
+def _code(call: Call, positional: frozenset[str]) -> Code:
+    double = call.x.element_size() == 8
+    return spatial_kernels(call.signature.text, double, jit.features_limit(), positional)
+
+
+BACKEND = Backend(ExchangedImages, _code)
+"""The CPU engine's."""

@@ -111,6 +111,18 @@ def segments(
     return _Cut(program, slices, positional, looped=looped).segments
 
 
+def join_results(loop: Program) -> dict[str, str]:
+    """Let a value that several results are be written once; the others' slots -> its slot."""
+    aliases: dict[str, str] = {}
+    for arrays in loop.stores.values():
+        results = [a for a in arrays if a.slot.partition(".")[0] in ("output", "state", "trace")]
+        results.sort(key=lambda array: not array.slot.startswith("state."))
+        for other in results[1:]:
+            aliases[other.slot] = results[0].slot
+            arrays.remove(other)
+    return aliases
+
+
 class _Cut:
     def __init__(
         self, program: Program, slices: Iterable[Slice], positional: frozenset[str], *, looped: bool

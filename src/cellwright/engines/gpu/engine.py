@@ -11,10 +11,11 @@ import torch
 from torch import Tensor
 
 from cellwright.engines import choice, segments
+from cellwright.engines.cpu import spatial as passes
+from cellwright.engines.cpu import spatial_backward
 from cellwright.engines.gpu import form as forms
-from cellwright.engines.gpu import hoisted
+from cellwright.engines.gpu import hoisted, loops, spatial
 from cellwright.engines.gpu.frame import ARITHMETIC
-from cellwright.engines.gpu.loops import Way, loops
 from cellwright.engines.gpu.outside import Outside
 from cellwright.engines.protocol import Call, Cotangents, Engine, Gradients, Result
 from cellwright.engines.signature import Signature
@@ -65,12 +66,16 @@ class GpuEngine(Engine):
             return "it computes in float64 only in Triton's interpreter"
         if dtype not in ARITHMETIC:
             return f"it has no arithmetic for {str(dtype).removeprefix('torch.')}"
-        if signature.spatial:
-            return "@ is a convolution here, which it does not emit"
+        if signature.spatial and self.form == forms.RESIDENT:
+            return (
+                "@ is a convolution here, whose weights are not held on chip: there is form steps"
+            )
         return None
 
     def way(self, signature: Signature, device: torch.device, dtype: torch.dtype) -> str:
         """The form in which it runs a signature, and why."""
+        if signature.spatial:
+            return f"{forms.STEPS}, convolutions are torch's: at each step, kernels between them"
         chosen = self._form(signature, device, dtype)
         return f"{chosen.name}, {chosen.reason}"
 
@@ -81,7 +86,9 @@ class GpuEngine(Engine):
 
     def forward(self, call: Call, *, keep: bool) -> Result:
         """Run the forward plan."""
-        with torch.no_grad():
+        with torch.no_grad(), loops.surroundings(call.x):
+            if call.signature.spatial:
+                return passes.forward(call, spatial.BACKEND, keep=keep)
             if keep and call.signature.options.save != "gates":
                 return segments.forward(call, self._kept)
             return self._run(call).forward(keep=keep)
@@ -101,7 +108,11 @@ class GpuEngine(Engine):
             run = self._run(call)
             return run.backward(kept, cotangents, need_x=need_x, need_weights=need_weights)
 
-        with torch.no_grad():
+        with torch.no_grad(), loops.surroundings(call.x):
+            if call.signature.spatial:
+                return spatial_backward.backward(
+                    call, spatial.BACKEND, kept, cotangents, need_x=need_x
+                )
             if call.signature.options.save == "gates":
                 return gradient(call, kept, cotangents)
             return segments.backward(call, kept, cotangents, self._kept, gradient)
@@ -119,8 +130,8 @@ class _Run:
     def __init__(self, call: Call, form: str):
         self.call, self.plan = call, call.signature.plan
         self.sizes, self.dtype = call.signature.size, call.x.dtype
-        way = Way(self.dtype, call.x.device.type == "cpu", call.population is not None)
-        self.loops = loops(call.signature.text, form, way)
+        way = loops.Way(self.dtype, call.x.device.type == "cpu", call.population is not None)
+        self.loops = loops.loops(call.signature.text, form, way)
         width = sum(self.sizes[node.size] for node in self.plan.forward.inputs.values())
         self.outside = Outside(call, width)
         self.arrays = self.outside.arrays

@@ -28,7 +28,7 @@ ARITHMETIC = {
 }
 """The dtype of tensors -> the dtype in which everything is computed and summed."""
 
-WORKING = ("carry.", "temporary.")
+WORKING = ("carry.", "temporary.", "between.")
 """What the slots of working memory begin with; it holds numbers as they are computed."""
 
 POSITIONS = {

@@ -6,21 +6,21 @@ import torch
 
 from cellwright.engines.gpu import form as forms
 from cellwright.engines.gpu.loops import Way, loops
+from cellwright.engines.gpu.spatial import SpatialLoops
 from cellwright.engines.signature import Signature
-from cellwright.errors import EngineError
+
+_WAY = Way(torch.float32, interpreted=False)
 
 
 def listing(signature: Signature) -> str:
     """The loops of a recurrence in training, float32, in the form chosen for an H100.
 
-    What surrounds them (products with x before, gradients of weights behind) is torch's. Nothing
-    is compiled, and no GPU is needed.
+    What surrounds them (products with x before, gradients of weights behind) is torch's. Where
+    ``@`` is a convolution, that is torch's too, and there are the kernels behind each of them.
+    Nothing is compiled, and no GPU is needed.
 
     Args:
         signature: of a layer.
-
-    Raises:
-        EngineError: the GPU engine cannot run the recurrence.
 
     Example:
         >>> import cellwright as cw
@@ -29,14 +29,28 @@ def listing(signature: Signature) -> str:
         >>> print(listing(signature).splitlines()[0])
         # gru, forward loop; form resident, the recurrent weights take 3 KiB, ...
     """
-    if signature.spatial:
-        name = signature.spec.name
-        raise EngineError(f"the gpu engine cannot run cell {name}: @ is a convolution here")
+    parts = _segments(signature) if signature.spatial else _loops(signature)
+    return "\n\n".join(f"# {signature.spec.name}, {title}\n{text}" for title, text in parts.items())
+
+
+def _loops(signature: Signature) -> dict[str, str]:
     chosen = forms.choose(signature.text, torch.float32, forms.HOPPER)
-    made = loops(signature.text, chosen.name, Way(torch.float32, interpreted=False))
-    parts = {"forward": made.forward(keep=True), "backward": made.backward(need_x=True)[1]}
-    head = f"form {chosen.name}, {chosen.reason}"
-    return "\n\n".join(
-        f"# {signature.spec.name}, {which} loop; {head}\n{loop.text}"
-        for which, loop in parts.items()
-    )
+    made = loops(signature.text, chosen.name, _WAY)
+    found = {"forward": made.forward(keep=True), "backward": made.backward(need_x=True)[1]}
+    form = f"form {chosen.name}, {chosen.reason}"
+    return {f"{which} loop; {form}": loop.text for which, loop in found.items()}
+
+
+def _segments(signature: Signature) -> dict[str, str]:
+    made = SpatialLoops(signature, _WAY, frozenset())
+    inputs, step, _ = made.forward_chains(True)
+    d_inputs, d_step = made.backward_chains(True)
+    passes = {
+        "forward: inputs": inputs, "forward: a step": step,
+        "backward: a step": d_step, "backward: inputs": d_inputs,
+    }  # fmt: skip
+    return {
+        f"{title}, part {number} of {len(chain)}": each.text
+        for title, chain in passes.items()
+        for number, each in enumerate(chain, start=1)
+    }

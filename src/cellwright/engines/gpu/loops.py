@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from typing import Any
@@ -94,18 +94,11 @@ class Loop:
         count, rows = call.x.shape[call.lead :][:2]
         first, stride = (count - 1, -1) if call.reverse != self.program.backward else (0, 1)
         members = 1 if call.population is None else call.population
-        with self.surroundings(call.x):
-            return self.run_steps(arrays, Extent(members, rows, count, first, stride))
+        return self.run_steps(arrays, Extent(members, rows, count, first, stride))
 
     def run_steps(self, arrays: Mapping[str, Tensor], extent: Extent) -> int:
-        """The same, for these rows and steps; inside of :meth:`surroundings`."""
+        """The same, for these rows and steps; inside of :func:`surroundings`."""
         raise AssertionError("a form says how it is launched")
-
-    def surroundings(self, like: Tensor) -> AbstractContextManager[Any]:
-        """What has to be entered for kernels to be launched on such tensors."""
-        if self.way.interpreted:
-            return _Interpreting()
-        return torch.cuda.device(like.device) if like.is_cuda else nullcontext()
 
 
 class Resident(Loop):
@@ -169,6 +162,11 @@ def _distances(tensors: Sequence[Tensor], widths: Iterable[int]) -> list[int]:
     return [each.stride(0) // width for each, width in zip(tensors, widths, strict=False)]
 
 
+def surroundings(like: Tensor) -> AbstractContextManager[Any]:
+    """What has to be entered for kernels to be launched on such tensors."""
+    return torch.cuda.device(like.device) if like.is_cuda else _Interpreting()
+
+
 class _Interpreting:
     """One kernel at a time, and no warnings of numpy's: what overflows here does so on a GPU."""
 
@@ -187,34 +185,42 @@ def _plain(tensor: Tensor) -> Tensor:
     return tensor.view(torch.uint8) if tensor.dtype == torch.bool else tensor
 
 
-class Loops:
-    """The loops of a signature, made when first needed and kept."""
+class Kept:
+    """What is made when it is first needed, and kept."""
 
-    def __init__(self, signature: Signature, form: str, way: Way):
-        self.signature, self.form, self.way = signature, form, way
+    def __init__(self) -> None:
         self._made: dict[tuple[str, bool], Any] = {}
         self._lock = threading.RLock()
 
-    def _loop(self, program: Program) -> Loop:
-        kind = Resident if self.form == RESIDENT else Steps
-        return kind(program, programs.heads_of(self.signature, program), self.way)
-
-    def _keep(self, key: tuple[str, bool], make: Callable[[], Any]) -> Any:
+    def keep(self, key: tuple[str, bool], make: Callable[[], Any]) -> Any:
+        """What ``make`` made the first time."""
         with self._lock:
             if key not in self._made:
                 self._made[key] = make()
             return self._made[key]
 
+
+class Loops(Kept):
+    """The loops of a signature."""
+
+    def __init__(self, signature: Signature, form: str, way: Way):
+        super().__init__()
+        self.signature, self.form, self.way = signature, form, way
+
+    def _loop(self, program: Program) -> Loop:
+        kind = Resident if self.form == RESIDENT else Steps
+        return kind(program, programs.heads_of(self.signature, program), self.way)
+
     def inputs(self, *, keep: bool) -> Program | None:
         """What is hoisted, for all steps at once."""
-        found: Program | None = self._keep(
+        found: Program | None = self.keep(
             ("inputs", keep), lambda: planned.forward(self.signature, keep=keep).inputs
         )
         return found
 
     def forward(self, *, keep: bool) -> Loop:
         """The forward loop; ``keep`` what the backward pass reads."""
-        found: Loop = self._keep(
+        found: Loop = self.keep(
             ("forward", keep), lambda: self._loop(programs.forward(self.signature, keep=keep))
         )
         return found
@@ -226,7 +232,7 @@ class Loops:
             made = planned.backward(self.signature, need_x=need_x)
             return made, self._loop(made.loop)
 
-        found: tuple[planned.Backward, Loop] = self._keep(("backward", need_x), make)
+        found: tuple[planned.Backward, Loop] = self.keep(("backward", need_x), make)
         return found
 
 

@@ -22,7 +22,7 @@ from cellwright.engines.protocol import Call
 from cellwright.engines.reference.algebra import algebra
 from cellwright.engines.reference.evaluate import Evaluator
 from cellwright.engines.signature import Slice
-from cellwright.ir import Matrix, Node
+from cellwright.ir import Matrix, Node, topological
 from cellwright.plan import Outer
 
 Outers = Iterable[tuple[Outer, Array, Array]]
@@ -154,18 +154,7 @@ class Outside:
         return found
 
     def _compute(self, node: Node, environment: dict[Node, Tensor]) -> Tensor:
-        order: list[Node] = []
-        seen = set(environment)
-        stack = [(node, False)]
-        while stack:
-            each, ready = stack.pop()
-            if ready:
-                order.append(each)
-            elif each not in seen:
-                seen.add(each)
-                stack.append((each, True))
-                stack.extend((source, False) for source in each.inputs)
-        self.evaluator.evaluate(order, environment)
+        self.evaluator.evaluate(topological([node], environment), environment)
         return self.evaluator.whole(environment[node], node.size, self.every)
 
     # Products with x, and with gradients ---------------------------------------------------------
