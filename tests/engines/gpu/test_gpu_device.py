@@ -3,6 +3,7 @@
 import pytest
 import torch
 from engines.cases import CATALOGUE, Shape, make_call, options_for
+from engines.cpu.spatial_cases import make_spatial_call
 from engines.cpu.test_cpu_population import population_of
 from engines.gpu.gpu_cases import FORMS, compare, compare_members, moved
 
@@ -52,10 +53,28 @@ def test_a_population(name, dtype, form):
     compare_members(moved(population_of(call, 40), dtype, "cuda"), form)
 
 
-def test_inside_a_graph_of_cuda():
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("positional", [False, True])
+@pytest.mark.parametrize("name", ["peephole_lstm", "gru_v1", "layer_norm_lstm"])
+def test_convolutions(name, positional, dtype, monkeypatch):
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
+    spec = CATALOGUE[name]
+    shape = Shape(6, 3, 8, 20)
+    call = make_spatial_call(
+        spec, options_for(spec)["everything"], shape, space=(17, 24), positional=positional
+    )
+    compare(moved(call, dtype, "cuda"), None)
+
+
+@pytest.mark.parametrize("kind", ["matrices", "convolutions"])
+def test_inside_a_graph_of_cuda(kind):
     """Nothing waits for the device, and no memory is taken from outside the graph's."""
-    layer = cw.nn.Recurrent("lstm", 32, 64, device="cuda")
-    x = torch.randn(20, 8, 32, device="cuda")
+    if kind == "matrices":
+        layer = cw.nn.Recurrent("lstm", 32, 64, device="cuda")
+        x = torch.randn(20, 8, 32, device="cuda")
+    else:
+        layer = cw.nn.ConvRecurrent("peephole_lstm", 8, 16, device="cuda")
+        x = torch.randn(6, 2, 8, 16, 16, device="cuda")
 
     def train():
         y, _ = layer(x)

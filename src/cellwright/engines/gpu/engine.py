@@ -67,9 +67,7 @@ class GpuEngine(Engine):
         if dtype not in ARITHMETIC:
             return f"it has no arithmetic for {str(dtype).removeprefix('torch.')}"
         if signature.spatial and self.form == forms.RESIDENT:
-            return (
-                "@ is a convolution here, whose weights are not held on chip: there is form steps"
-            )
+            return "@ is a convolution here, which runs in form 'steps' only"
         return None
 
     def way(self, signature: Signature, device: torch.device, dtype: torch.dtype) -> str:
