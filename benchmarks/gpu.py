@@ -4,11 +4,12 @@
     CELLWRIGHT_INTERPRET=1 python benchmarks/gpu.py --smoke     # no GPU: checks the script
 
 Each layer's outputs and gradients are compared with float64 first; a layer that is wrong is not
-timed. Then ours, the same inside a graph of CUDA's, and the peers take turns: torch.nn (cuDNN), a
-Python loop over torch's cell, the same over a compiled cell. Times are medians by the device's
-events. The floors are what the multiplications would take at the speed of torch's large products,
-and what it would take to read and write x, y and the weights once at the speed of a large copy,
-both measured in this run. `results.md`, `results.json` and `times.png` are written as it goes.
+timed. Then ours, the same inside a graph of CUDA's, and the peers take turns: torch.nn (cuDNN; for
+a population once for each member), a Python loop over torch's cell (for convolutions over torch's
+operations), the same over a compiled cell. Times are medians by the device's events. The floors are
+what the multiplications would take at the speed of torch's large products, and what it would take
+to read and write x, y and the weights once at the speed of a large copy, both measured in this run.
+`results.md`, `results.json` and `times.png` are written as it goes.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from __future__ import annotations
 import argparse
 import gc
 import json
+import math
 import os
 import sys
 import time
@@ -59,6 +61,8 @@ def run(folder: Path, smoke: bool, deadline: float) -> int:
     """Measure all cases; 1 if one of them is wrong or failed."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu", 0)
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else "no GPU (interpreter)"
+    # In float32 every side multiplies float32 numbers: by default torch lets cuDNN round to TF32.
+    torch.backends.cudnn.allow_tf32 = False
     wanted = cases(smoke)
     limits = Limits.of(device, sorted({each.dtype for each in wanted}, key=str), smoke)
     print(f"{name}; torch {torch.__version__}")
@@ -83,10 +87,9 @@ def measure(
     case: Case, device: torch.device, limits: Limits, smoke: bool, deadline: float
 ) -> list[dict[str, Any]]:
     """Check a case, then time it: inference and training."""
-    interpreted = device.type == "cpu" and not case.space
-    with cw.engine("gpu") if interpreted else nullcontext():
+    with cw.engine("gpu") if device.type == "cpu" else nullcontext():
         work = Work(case, device)
-        told = cw.explain(work.layer, work.x)
+        told = work.told()
         errors = _errors(work)
         worst = max(errors.values())
         base = {"case": case.name, "engine": told.engine, "form": told.form, "errors": errors}
@@ -95,7 +98,7 @@ def measure(
         found = []
         for training in (False, True):
             times, left_out = _times(work, training, smoke, deadline)
-            floors = {} if case.space else _floors(work, training, limits)
+            floors = _floors(work, training, limits)
             found.append(
                 {
                     **base,
@@ -149,11 +152,14 @@ def _times(
 def _floors(work: Work, training: bool, limits: Limits) -> dict[str, float]:
     """Milliseconds that the multiplications, and the bytes, would take by themselves."""
     case, layer = work.case, work.layer
-    rows = case.T * case.B
-    operations = 2 * multiplications(layer, training=training) * rows
-    weights = sum(each.numel() for each in layer.parameters())
-    read_once = rows * (case.I + case.H) + weights
-    numbers = read_once if not training else 2 * read_once + rows * case.H + weights
+    rows = case.T * case.B * max(case.members, 1) * max(case.space, 1) ** 2
+    kernel = math.prod(layer.kernel_size) if case.space else 1
+    operations = 2 * multiplications(layer, training=training) * kernel * rows
+    weights = sum(each.numel() for each in work.ours.parameters())
+    read_once = work.x.numel() + work.gradient.numel() + weights
+    numbers = read_once
+    if training:
+        numbers = 2 * read_once + work.gradient.numel() + weights
     return {
         "arithmetic": 1e3 * operations / limits.flops[case.dtype],
         "bytes": 1e3 * numbers * case.dtype.itemsize / limits.bytes,
@@ -170,7 +176,7 @@ def _line(found: dict[str, Any]) -> str:
     for name in COLUMNS:
         cells.append(f"{found['times'][name]['median_ms']:.3g}" if name in found["times"] else "")
     floors = found["floors_ms"]
-    cells += [f"{floors[each]:.2g}" if floors else "" for each in ("arithmetic", "bytes")]
+    cells += [f"{floors[each]:.2g}" for each in ("arithmetic", "bytes")]
     return f"| {' | '.join(cells)} |"
 
 

@@ -29,6 +29,7 @@ class Case:
         dtype: of all tensors.
         resets: whether states start afresh at some steps.
         space: extent of an image's sides, where @ is a convolution.
+        members: of a population, layers with weights of their own and the same x; 0 for one layer.
     """
 
     title: str
@@ -41,6 +42,7 @@ class Case:
     dtype: torch.dtype = torch.float32
     resets: bool = False
     space: int = 0
+    members: int = 0
 
     @property
     def name(self) -> str:
@@ -48,8 +50,9 @@ class Case:
         sizes = f"{self.T}, {self.B}, {self.I}, {self.H}"
         heads = f", {self.heads} heads" if self.heads > 1 else ""
         space = f", {self.space} × {self.space}" if self.space else ""
+        members = f", {self.members} members" if self.members else ""
         kind = str(self.dtype).removeprefix("torch.")
-        return f"{self.title}: {self.cell} ({sizes}{heads}{space}), {kind}"
+        return f"{self.title}: {self.cell} ({sizes}{heads}{space}{members}), {kind}"
 
 
 def cases(smoke: bool) -> list[Case]:
@@ -60,6 +63,7 @@ def cases(smoke: bool) -> list[Case]:
             Case("dense", "gru", 2, 2, 3, 5),
             Case("resets", "lstm", 3, 3, 3, 5, resets=True),
             Case("image", "peephole_lstm", 1, 1, 1, 2, space=4),
+            Case("population", "lstm", 2, 1, 3, 4, members=2),
         ]
     half = torch.bfloat16
     return [
@@ -73,6 +77,8 @@ def cases(smoke: bool) -> list[Case]:
         *(Case("catalogue", cell, 256, 64, 64, 64)
           for cell in ("lstm", "peephole_lstm", "gru_v1", "layer_norm_lstm", "slstm", "rhn")),
         Case("image", "peephole_lstm", 16, 8, 16, 32, space=64),
+        Case("population", "lstm", 200, 1, 32, 32, members=64),
+        Case("population", "lstm", 256, 16, 128, 128, members=32, dtype=half),
     ]  # fmt: skip
 
 
@@ -91,6 +97,18 @@ class CellLoop(nn.Module):
             state = self.step(each, state)
             found.append(state[0] if isinstance(state, tuple) else state)
         return (torch.stack(found),)
+
+
+class Plain(nn.Module):
+    """A layer of ours as a Python loop over torch's operations: the reference engine."""
+
+    def __init__(self, layer: nn.Module):
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, x: Tensor) -> tuple[Tensor]:
+        with cw.engine("reference"):
+            return (self.layer(x)[0],)
 
 
 class Padded(nn.Module):
@@ -126,6 +144,46 @@ class WithReset(nn.Module):
         return (self.layer(x, reset=self.reset)[0],)
 
 
+class Population(nn.Module):
+    """Layers with weights of their own, and the same input, as one call."""
+
+    def __init__(self, layers: list[Any]):
+        super().__init__()
+        stacked, _ = torch.func.stack_module_state(layers)
+        self.names = list(stacked)
+        self.stacked = nn.ParameterList(each.detach() for each in stacked.values())
+        self._layer = [layers[0]]  # it lends its structure, not its weights
+
+    def over_members(self, run: Callable[[nn.Module, Tensor], Any], x: Tensor) -> Any:
+        """Run something on the layer with every member's weights."""
+
+        class Inner(nn.Module):
+            def __init__(self, layer: nn.Module):
+                super().__init__()
+                self.layer = layer
+
+            def forward(self, x: Tensor) -> Any:
+                return run(self.layer, x)
+
+        inner = Inner(self._layer[0])
+        own = {f"layer.{name}": each for name, each in zip(self.names, self.stacked, strict=True)}
+        return torch.func.vmap(lambda own: torch.func.functional_call(inner, own, (x,)))(own)
+
+    def forward(self, x: Tensor) -> tuple[Tensor]:
+        return (self.over_members(lambda layer, x: layer(x)[0], x),)
+
+
+class OneByOne(nn.Module):
+    """torch.nn's layers on the same input, one after the other."""
+
+    def __init__(self, layers: list[nn.Module]):
+        super().__init__()
+        self.layers = nn.ModuleList(layers)
+
+    def forward(self, x: Tensor) -> tuple[Tensor]:
+        return (torch.stack([layer(x)[0] for layer in self.layers]),)
+
+
 @dataclass
 class Work:
     """A case with its tensors: what runs, and what it is compared with.
@@ -154,6 +212,9 @@ class Work:
         shape = (case.T, case.B, case.I, *[case.space] * (2 if case.space else 0))
         self.x = torch.randn(shape, **how)
         self.peers = {}
+        if case.members:
+            self._populate(how)
+            return
         if case.space:
             self.layer = cw.nn.ConvRecurrent(case.cell, case.I, case.H, **how)
         elif torch_kind is not None and case.heads == 1 and not case.resets:
@@ -174,10 +235,37 @@ class Work:
             compiled = CellLoop(cell(case.I, case.H, **how))
             compiled.step = torch.compile(compiled.cell)
             self.peers["loop over a compiled step"] = _alike(compiled, self.layer)
-        elif not case.space:
+        elif case.space:
+            self.peers["Python loop"] = Plain(copy.deepcopy(self.layer))
+        else:
             self.peers["Python loop"] = PythonLoop(copy.deepcopy(self.layer))
         shape = (case.T, case.B, case.H, *[case.space] * (2 if case.space else 0))
         self.gradient = torch.randn(shape, **how)
+
+    def _populate(self, how: dict[str, Any]) -> None:
+        """A population, and as many layers of torch.nn."""
+        case, count = self.case, range(self.case.members)
+        layers = [getattr(cw.nn, case.cell.upper())(case.I, case.H, **how) for _ in count]
+        self.layer, self.ours = layers[0], Population(layers)
+        self.exact = copy.deepcopy(self.ours).double()
+        torch_kind = {"lstm": nn.LSTM, "gru": nn.GRU}[case.cell]
+        self.peers["cuDNN"] = OneByOne(
+            [_alike(torch_kind(case.I, case.H, **how), each) for each in layers]
+        )
+        self.gradient = torch.randn((case.members, case.T, case.B, case.H), **how)
+
+    def told(self) -> cw.nn.Explanation:
+        """What runs our layer, and why."""
+        if not isinstance(self.ours, Population):
+            return cw.explain(self.layer, self.x)
+        found = []
+
+        def explain(layer: nn.Module, x: Tensor) -> Tensor:
+            found.append(cw.explain(layer, x))
+            return x
+
+        self.ours.over_members(explain, self.x)
+        return found[0]
 
     def call(self, module: nn.Module, training: bool) -> Callable[[], object]:
         """One call of a module: forward, and backward if training."""

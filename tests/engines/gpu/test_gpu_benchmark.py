@@ -22,11 +22,13 @@ def test_the_script_checks_and_times_every_case(tmp_path):
     done = run("--smoke", "--output", tmp_path, CELLWRIGHT_INTERPRET="1")
     assert done.returncode == 0, done.stdout + done.stderr
     found = json.loads((tmp_path / "results.json").read_text("utf-8"))["cases"]
-    assert len(found) == 8
+    assert len(found) == 10
     for each in found:
         assert each["times"]["ours"]["median_ms"] > 0
         assert {"output", "x"} < set(each["errors"])
-        assert (each["engine"] == "gpu") != each["case"].startswith("image")
+        assert each["engine"] == "gpu"
+        assert each["floors_ms"]["arithmetic"] > 0
+    assert "cuDNN" in next(e for e in found if e["case"].startswith("population"))["times"]
     assert "cuDNN, padded" in next(e for e in found if e["case"].startswith("resets"))["times"]
     assert (tmp_path / "times.png").stat().st_size > 0
     assert "| dense: gru" in (tmp_path / "results.md").read_text("utf-8")
