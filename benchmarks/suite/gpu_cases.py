@@ -99,18 +99,6 @@ class CellLoop(nn.Module):
         return (torch.stack(found),)
 
 
-class Plain(nn.Module):
-    """A layer of ours as a Python loop over torch's operations: the reference engine."""
-
-    def __init__(self, layer: nn.Module):
-        super().__init__()
-        self.layer = layer
-
-    def forward(self, x: Tensor) -> tuple[Tensor]:
-        with cw.engine("reference"):
-            return (self.layer(x)[0],)
-
-
 class Padded(nn.Module):
     """torch.nn's layer on episodes: cut apart where they begin, padded, run, put together."""
 
@@ -235,8 +223,6 @@ class Work:
             compiled = CellLoop(cell(case.I, case.H, **how))
             compiled.step = torch.compile(compiled.cell)
             self.peers["loop over a compiled step"] = _alike(compiled, self.layer)
-        elif case.space:
-            self.peers["Python loop"] = Plain(copy.deepcopy(self.layer))
         else:
             self.peers["Python loop"] = PythonLoop(copy.deepcopy(self.layer))
         shape = (case.T, case.B, case.H, *[case.space] * (2 if case.space else 0))

@@ -55,11 +55,11 @@ class PythonLoop(nn.Module):
         self.layer = layer
 
     def forward(self, x: Tensor, state: Any = None) -> tuple[Tensor, list[Tensor]]:
-        """Run over (T, B, input); the state is a list of (B, size)."""
+        """Run over (T, B, input, *space); the state is a list of (B, size, *space)."""
         signature = self.layer.signature(0, lengths=False, reset=False, trace=False)
         if state is None:
             sizes = [signature.size[each.size] for each in signature.spec.states]
-            state = [x.new_zeros(x.shape[1], size) for size in sizes]
+            state = [x.new_zeros(x.shape[1], size, *x.shape[3:]) for size in sizes]
         weights = self.layer.layer_weights(0, 0)
         result = differentiable(Call(signature, x, state, weights, [], False))
         return result.output, result.states
