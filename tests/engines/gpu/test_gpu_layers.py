@@ -144,6 +144,27 @@ def test_two_layers_in_both_directions_with_lengths_and_resets(form):
         torch.testing.assert_close(own, expected, rtol=1e-11, atol=1e-12)
 
 
+@pytest.mark.parametrize("kind", ["torch's", "matrices", "convolutions"])
+def test_autocast_rounds_no_product(kind):
+    """A layer keeps its own dtype; torch's LSTM gives its results in autocast's."""
+    shape = (2, 1, 2, 2, 3) if kind == "convolutions" else (2, 2, 2)
+    layer = {
+        "torch's": lambda: cw.nn.LSTM(2, 3),
+        "matrices": lambda: cw.nn.Recurrent("gru", 2, 3),
+        "convolutions": lambda: cw.nn.ConvRecurrent("gru", 2, 3),
+    }[kind]()
+    x, parameters = torch.randn(shape), list(layer.parameters())
+    with cw.engine("gpu"):
+        expected, _ = layer(x)
+        wanted = torch.autograd.grad(expected.sum(), parameters)
+        with torch.autocast("cpu", torch.bfloat16):
+            y, _ = layer(x)
+            found = torch.autograd.grad(y.float().sum(), parameters)
+    assert y.dtype == (torch.bfloat16 if kind == "torch's" else torch.float32)
+    for own, other in zip((y, *found), (expected, *wanted), strict=True):
+        assert torch.equal(own, other.to(own.dtype))
+
+
 def test_a_step_is_the_sequence_of_one():
     layer = cw.nn.Recurrent("gru", 3, 5, dtype=torch.float64)
     x = torch.randn(3, 2, 3, dtype=torch.float64)

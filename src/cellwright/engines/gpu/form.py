@@ -49,6 +49,7 @@ def weight_bytes(signature: Signature, program: Program, dtype: torch.dtype) -> 
     return sum(products.values())
 
 
+@lru_cache(maxsize=64)
 def shared_memory(device: torch.device) -> int:
     """Bytes of shared memory that one program may have."""
     if device.type != "cuda":

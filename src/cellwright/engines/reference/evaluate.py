@@ -156,7 +156,8 @@ class Evaluator:
     def _constant(self, value: float) -> Tensor:
         if value not in self._constants:
             like = self._like
-            self._constants[value] = torch.tensor(value, dtype=like.dtype, device=like.device)
+            # Filled in where it is: a copy to a GPU would wait for it, and break a graph of CUDA's.
+            self._constants[value] = torch.full((), value, dtype=like.dtype, device=like.device)
         return self._constants[value]
 
     def round(self, v: Tensor, precision: str) -> Tensor:
