@@ -93,12 +93,12 @@ def test_tensors_may_lie_in_memory_in_any_order(turned, form):
         axis = {"members": 0, "batch": 1, "units": each.dim() - 1}[turned]
         return each.movedim(axis, -2).contiguous().movedim(-2, axis)
 
-    moved = replace(
+    another = replace(
         population, x=other(population.x), states=[*map(other, population.states)],
         weights=[*map(other, population.weights)],
     )  # fmt: skip
     expected = of_members(GpuEngine(form), population)
-    found = of_members(GpuEngine(form), moved, expected[2])
+    found = of_members(GpuEngine(form), another, expected[2])
     assert_same(found[0], expected[0], 1e-14, turned)
     assert_same(found[1], expected[1], 1e-14, turned)
 

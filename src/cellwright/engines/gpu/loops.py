@@ -123,13 +123,19 @@ class Resident(Loop):
 
 
 class Steps(Loop):
-    """A launch for each step and part of a stage."""
+    """A launch for each step and part of a stage.
+
+    Attributes:
+        slots: of the arrays that a caller provides.
+    """
 
     def __init__(self, program: Program, heads: int, way: Way):
         super().__init__(with_temporaries(program, way.dtype), heads, way)
         self.text, self.launches = steps.emit(
             self.program, way.dtype, heads, population=way.population, interpreted=way.interpreted
         )
+        read = {slot for each in self.launches for slot in each.slots}
+        self.slots = sorted(read - self.program.temporaries.keys())
 
     def run_steps(self, arrays: Mapping[str, Tensor], extent: Extent) -> int:
         like, rows = next(iter(arrays.values())), extent.rows

@@ -63,8 +63,7 @@ class EmittedSegment:
 
     def run(self, places: Mapping[str, Place], t: int, rows: int) -> None:
         """Launch the kernels for one step."""
-        slots = {slot for each in self.kernels.launches for slot in each.slots}
-        arrays = {slot: places[slot].at(t) for slot in slots if slot in places}
+        arrays = {slot: places[slot].at(t) for slot in self.kernels.slots}
         if arrays:  # else nothing stands between two convolutions
             self.kernels.run_steps(arrays, Extent(members=1, rows=rows, steps=1, first=0, stride=1))
 
