@@ -113,7 +113,9 @@ def same(a):
 BY_HAND.update(
     lstm=lambda p, x, s: lstm_cell(p, x, s, peepholes=False),
     lstm_no_output_activation=lambda p, x, s: lstm_cell(p, x, s, peepholes=False, out=same),
+    lstm_unsquashed=lambda p, x, s: lstm_cell(p, x, s, peepholes=False, g=same, out=same),
     peephole_lstm=lstm_cell,
+    peephole_lstm_unsquashed=lambda p, x, s: lstm_cell(p, x, s, g=same, out=same),
     odyssey_vanilla=lstm_cell,
     odyssey_nig=lambda p, x, s: lstm_cell(p, x, s, i=1.0),
     odyssey_nfg=lambda p, x, s: lstm_cell(p, x, s, f=1.0),

@@ -10,7 +10,8 @@ import cellwright as cw
 
 DESIGN = [
     "elman", "elman_relu", "cec", "lstm_1997", "lstm", "lstm_no_output_activation",
-    "peephole_lstm", "peephole_lstm_cell_only", "odyssey_vanilla", "odyssey_nig",
+    "lstm_unsquashed", "peephole_lstm", "peephole_lstm_cell_only", "peephole_lstm_unsquashed",
+    "odyssey_vanilla", "odyssey_nig",
     "odyssey_nfg", "odyssey_nog", "odyssey_niaf", "odyssey_noaf", "odyssey_cifg", "odyssey_np",
     "odyssey_fgr", "gru", "gru_v1", "gru_update_new", "mgu", "mut1", "mut2", "mut3", "ugrnn",
     "janet", "indrnn", "rhn", "lem", "slstm", "mingru", "minlstm", "sru", "layer_norm_lstm",

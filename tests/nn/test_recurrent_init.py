@@ -80,6 +80,34 @@ def test_forget_bias(cell, scheme):
             assert 0 < values.abs().max() <= bound, spec.name
 
 
+@pytest.mark.parametrize("cell", ["lstm", "gru", "peephole_lstm", "lem", "mut1"])
+def test_the_bias_of_any_gate(cell):
+    names = [each.name for each in cw.cells.get(cell).parameters if each.group.startswith("b")]
+    for name in names:
+        found = layer(cell, f"orthogonal+bias.{name.rpartition('.')[2]}:-2.5", num_layers=2)
+        for other in names:
+            for number in range(2):
+                values = found.parameter(other, number)
+                assert (values == (-2.5 if other == name else 0)).all(), (name, other)
+
+
+def test_biases_of_several_gates_after_the_default():
+    found = layer("lstm", "bias.i:0+forget_bias:2+bias.o:-2")
+    for gate, value in {"i": 0, "f": 2, "o": -2}.items():
+        assert (found.parameter(f"b.{gate}") == value).all()
+    assert found.parameter("b.g").any()
+
+
+def test_uniform():
+    found = layer("peephole_lstm", "uniform:0.3+bias.o:-2")
+    for spec in found.cell.parameters:
+        values = found.parameter(spec.name)
+        if spec.name != "b.o":
+            # 64 numbers at the least: all below 0.27 with a probability of 0.9^64 = 0.001.
+            assert 0.27 < values.abs().max() <= 0.3, spec.name
+    assert (found.parameter("b.o") == -2).all()
+
+
 def test_forget_bias_is_one_unless_told():
     assert (layer(init="forget_bias").parameter("b.f") == 1).all()
 
@@ -115,7 +143,9 @@ def test_schemes_are_applied_in_order():
     assert not found.parameter("b.o").any()
 
 
-@pytest.mark.parametrize("scheme", ["default", "orthogonal", "forget_bias:2", "chrono:9"])
+@pytest.mark.parametrize(
+    "scheme", ["default", "orthogonal", "uniform:0.5", "forget_bias:2", "chrono:9"]
+)
 def test_a_constant_initial_value_is_kept(scheme):
     found = layer("layer_norm_lstm", scheme)
     assert (found.gain_l0 == 1).all()
@@ -163,6 +193,14 @@ def test_reset_parameters_draws_again_by_the_same_scheme():
         ("lstm", "", ["init"]),
         ("lstm", 3, ["init", "3"]),
         ("lstm", None, ["init", "None"]),
+        ("lstm", "uniform", ["init", "uniform:0.1", "bound"]),
+        ("lstm", "uniform:0", ["init", "uniform:0", "above 0"]),
+        ("lstm", "bias.o", ["init", "bias.o", "number"]),
+        ("lstm", "bias.:1", ["init", "'bias.'", "bias.GATE"]),
+        ("lstm", "bias.z:1", ["init", "lstm", "'z'", "biases of f, g, i, o"]),
+        ("gru", "bias.o:1", ["init", "gru", "'o'", "n, r, z"]),
+        ("layer_norm_lstm", "bias.wf:1", ["init", "'wf'", "biases of f, g, i, o"]),
+        ("cec", "bias.g:1", ["init", "cec", "'g'", "no biases"]),
         ("elman", "forget_bias:1", ["init", "elman", "forget_gate"]),
         ("elman", "chrono:9", ["init", "elman", "forget_gate"]),
     ],

@@ -20,8 +20,8 @@ __all__ = ["get", "load", "names"]
 
 _FAMILIES = {
     "elman": ("elman", "elman_relu"),
-    "lstm": ("cec", "lstm_1997", "lstm", "lstm_no_output_activation"),
-    "peephole": ("peephole_lstm", "peephole_lstm_cell_only"),
+    "lstm": ("cec", "lstm_1997", "lstm", "lstm_no_output_activation", "lstm_unsquashed"),
+    "peephole": ("peephole_lstm", "peephole_lstm_cell_only", "peephole_lstm_unsquashed"),
     "odyssey": (
         "odyssey_vanilla",
         "odyssey_nig",

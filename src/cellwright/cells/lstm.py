@@ -77,3 +77,26 @@ def lstm_no_output_activation(x, h, c, W, U, b):
     c = f * c + i * g
     h = o * c
     return next_state(h=h, c=c, watch=dict(i=i, f=f, g=g, o=o))
+
+
+@cell(
+    state=("h", "c"),
+    source=(
+        "Gers, Schraudolph & Schmidhuber 2002, Learning precise timing with LSTM recurrent networks"
+    ),
+    forget_gate="f",
+    input_gate="i",
+)
+def lstm_unsquashed(x, h, c, W, U, b):
+    """LSTM without any squashing.
+
+    Cell input and output are linear; only the gates are not. It is peephole_lstm_unsquashed
+    without its peepholes, to which the paper compares that cell.
+    """
+    i = sigmoid(W.i @ x + U.i @ h + b.i)
+    f = sigmoid(W.f @ x + U.f @ h + b.f)
+    g = W.g @ x + U.g @ h + b.g
+    o = sigmoid(W.o @ x + U.o @ h + b.o)
+    c = f * c + i * g
+    h = o * c
+    return next_state(h=h, c=c, watch=dict(i=i, f=f, g=g, o=o))

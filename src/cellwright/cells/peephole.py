@@ -42,3 +42,26 @@ def peephole_lstm_cell_only(x, h, c, W, U, b):
     c = f * c + i * g
     h = o * tanh(c)
     return next_state(h=h, c=c, watch=dict(i=i, f=f, g=g, o=o))
+
+
+@cell(
+    state=("h", "c"),
+    source=(
+        "Gers, Schraudolph & Schmidhuber 2002, Learning precise timing with LSTM recurrent networks"
+    ),
+    forget_gate="f",
+    input_gate="i",
+)
+def peephole_lstm_unsquashed(x, h, c, W, U, V, b):
+    """Peephole LSTM without any squashing.
+
+    The cell of the paper's experiments on timing: cell input and output are linear; only the
+    gates are not. The input and the forget gate see the old cell, the output gate the new one.
+    """
+    i = sigmoid(W.i @ x + U.i @ h + V.i * c + b.i)
+    f = sigmoid(W.f @ x + U.f @ h + V.f * c + b.f)
+    g = W.g @ x + U.g @ h + b.g
+    c = f * c + i * g
+    o = sigmoid(W.o @ x + U.o @ h + V.o * c + b.o)
+    h = o * c
+    return next_state(h=h, c=c, watch=dict(i=i, f=f, g=g, o=o))

@@ -13,8 +13,9 @@ from cellwright.errors import InputError
 from cellwright.ir import INPUT, Matrix, topological
 from cellwright.lang import CellSpec, ParameterSpec
 
-WHOLE = ("default", "orthogonal")  # they fill every parameter
-SCHEMES = (*WHOLE, "chrono", "forget_bias")
+WHOLE = ("default", "orthogonal", "uniform")  # they fill every parameter
+SCHEMES = (*WHOLE, "chrono", "forget_bias", "bias.GATE")
+_BIAS = "bias."
 
 
 def parse(scheme: str) -> list[tuple[str, float | None]]:
@@ -27,20 +28,27 @@ def parse(scheme: str) -> list[tuple[str, float | None]]:
     steps: list[tuple[str, float | None]] = []
     for part in scheme.split("+"):
         name, colon, number = part.strip().partition(":")
-        if name not in SCHEMES:
+        of_gate = name.startswith(_BIAS) and name != _BIAS
+        if name not in SCHEMES[:-1] and not of_gate:
             raise InputError(f"init: {name!r} is not a scheme; there are {', '.join(SCHEMES)}")
         try:
             value = float(number) if colon else None
         except ValueError:
             raise InputError(f"init: {part!r} should end with a number") from None
-        if value is not None and name in WHOLE:
+        if value is not None and name in ("default", "orthogonal"):
             raise InputError(f"init: {name} takes no number, got {part!r}")
+        if value is None and of_gate:
+            raise InputError(f"init: {part!r} should end with a number, as in '{name}:-2'")
         if value is not None and not math.isfinite(value):
             raise InputError(f"init: {part!r} should end with a finite number")
         if name == "chrono" and (value is None or value < 2):
             raise InputError(
                 "init: chrono needs the longest dependency in steps, at least 2, "
                 f"as in 'chrono:784'; got {part!r}"
+            )
+        if name == "uniform" and (value is None or value <= 0):
+            raise InputError(
+                f"init: uniform needs a bound above 0, as in 'uniform:0.1'; got {part!r}"
             )
         steps.append((name, value))
     return steps if steps[0][0] in WHOLE else [("default", None), *steps]
@@ -58,7 +66,7 @@ def added_parameters(spec: CellSpec) -> set[str]:
 
 
 def biases(spec: CellSpec, member: str | None) -> set[str]:
-    """The biases of the gate that ``member`` names."""
+    """The biases of the gate that ``member`` names, as "o" for ``b.o``."""
     added = added_parameters(spec) if member is not None else set()
     return {name for name in added if name.rpartition(".")[2] == member}
 
@@ -76,20 +84,26 @@ def initialise(
         spec: the cell.
         scheme: ``"default"`` is torch.nn's: uniform in +-1/sqrt(fan). ``"orthogonal"``:
             recurrent matrices orthogonal (Saxe et al. 2014), input matrices Glorot uniform,
-            biases zero. ``"forget_bias:1"``: the forget gate's bias (Jozefowicz et al. 2015).
-            ``"chrono:T"``: forget bias log(uniform(1, T - 1)), the input gate's its negative
-            (Tallec & Ollivier 2018). Joined by ``+``, applied in order; the last two alone
-            come after the default.
+            biases zero. ``"uniform:A"``: uniform in +-A. ``"forget_bias:1"``: the forget gate's
+            bias (Jozefowicz et al. 2015). ``"bias.o:-2"``: the bias of any gate, by the name it
+            has in the equations. ``"chrono:T"``: forget bias log(uniform(1, T - 1)), the input
+            gate's its negative (Tallec & Ollivier 2018). Joined by ``+``, applied in order; the
+            last three alone come after the default.
         members: each parameter with the tensor (or view) that holds it.
         fan: hidden units, times the positions of a kernel in a convolution.
 
     A parameter with a constant initial value in its cell has that value under every scheme.
     """
     for name, value in parse(scheme):
+        if name.startswith(_BIAS):
+            _gate_bias(spec, members, name.removeprefix(_BIAS), value)
+            continue
         if name in ("chrono", "forget_bias"):
             _gate_biases(spec, members, name, value)
             continue
-        fill = _default(fan) if name == "default" else _orthogonal
+        fill = _orthogonal
+        if name != "orthogonal":
+            fill = _uniform(1.0 / math.sqrt(fan) if value is None else value)
         for parameter, tensor in members:
             if parameter.initial is None:
                 fill(parameter, tensor)
@@ -97,9 +111,7 @@ def initialise(
                 tensor.fill_(parameter.initial)
 
 
-def _default(fan: int) -> Callable[[ParameterSpec, Tensor], None]:
-    bound = 1.0 / math.sqrt(fan)
-
+def _uniform(bound: float) -> Callable[[ParameterSpec, Tensor], None]:
     def fill(parameter: ParameterSpec, tensor: Tensor) -> None:
         tensor.uniform_(-bound, bound)
 
@@ -115,6 +127,24 @@ def _orthogonal(parameter: ParameterSpec, tensor: Tensor) -> None:
     else:
         for block in tensor.chunk(kind.blocks):
             init.orthogonal_(block)
+
+
+def _gate_bias(
+    spec: CellSpec,
+    members: Sequence[tuple[ParameterSpec, Tensor]],
+    gate: str,
+    value: float | None,
+) -> None:
+    constant = {each.name for each in spec.parameters if each.initial is not None}
+    chosen = biases(spec, gate) - constant
+    if not chosen:
+        free = added_parameters(spec) - constant
+        known = sorted({name.rpartition(".")[2] for name in free})
+        there = f"biases of {', '.join(known)}" if known else "no biases"
+        raise InputError(f"init: cell {spec.name} has no bias of a gate {gate!r}; it has {there}")
+    for parameter, tensor in members:
+        if parameter.name in chosen and value is not None:
+            tensor.fill_(value)
 
 
 def _gate_biases(

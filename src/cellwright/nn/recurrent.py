@@ -30,7 +30,8 @@ class Recurrent(CellLayer):
             of its own (Ba, Kiros & Hinton 2016).
         heads: blocks on the diagonal of every recurrent matrix.
         learn_initial_state: the state before the first step is a parameter.
-        init: "default", "orthogonal", "forget_bias:1", "chrono:T", or several joined by "+".
+        init: "default", "orthogonal", "uniform:A", "forget_bias:1", "bias.o:-2" (the bias of any
+            gate, by its name), "chrono:T", or several joined by "+".
         grad_clip: limit of each component of the gradient that flows back into a state, at
             every step.
         gradient: "full", or "truncated": errors flow back in time as in the first LSTM's paper,
