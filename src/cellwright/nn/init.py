@@ -101,9 +101,8 @@ def initialise(
         if name in ("chrono", "forget_bias"):
             _gate_biases(spec, members, name, value)
             continue
-        fill = _orthogonal
-        if name != "orthogonal":
-            fill = _uniform(1.0 / math.sqrt(fan) if value is None else value)
+        bound = 1.0 / math.sqrt(fan) if value is None else value
+        fill = _orthogonal if name == "orthogonal" else _uniform(bound)
         for parameter, tensor in members:
             if parameter.initial is None:
                 fill(parameter, tensor)
