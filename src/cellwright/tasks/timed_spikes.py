@@ -61,9 +61,9 @@ class TimedSpikesSettings:
     head: float = 0.1
     period: int = 10
     cycles: int = 5
-    streams: int = 60_000
-    learning_rate: float = 0.01
-    momentum: float = 0.9
+    streams: int = 30_000
+    learning_rate: float = 0.05
+    momentum: float = 0.5
     gradient_clip: float = 1.0
     seed: int = 0
     threads: int = 1
