@@ -32,6 +32,7 @@ def until_wrong(right: Tensor) -> Tensor:
     Args:
         right: (T, B) booleans.
 
+    >>> import torch
     >>> until_wrong(torch.tensor([[True], [True], [False], [True]]))[:, 0].tolist()
     [True, True, True, False]
     """
