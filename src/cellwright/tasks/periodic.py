@@ -155,19 +155,6 @@ def _generated(tolerance: float) -> objectives.Objective:
     )
 
 
-def _periodic(wave: str, period: int, cycles: int, updates: int) -> Data:
-    def begin(seed: int | None, streams: int) -> Periodic:
-        return Periodic(wave, period, streams, cycles=None if seed is None else cycles)
-
-    begin(0, 1)
-    names = ("nothing",), ("value",)
-    updates = whole("periodic", "updates", updates, 10)
-    return Data(
-        train=Streams(begin, *names, cycles * period, updates // 10),
-        test=Streams(begin, *names, 1_000 * period, 1),
-    )
-
-
 # One cell of the paper's kind, trained by Adam.
 _PAPER: dict[str, Any] = {
     "hidden_size": 1, "learning_rate": 0.03, "schedule": "cosine",
@@ -220,4 +207,14 @@ def periodic_functions(
         cycles: after so many a stream of training ends; a window is a whole stream.
         updates: of the weights, in ten epochs.
     """
-    return _periodic(wave, period, cycles, updates)
+
+    def begin(seed: int | None, streams: int) -> Periodic:
+        return Periodic(wave, period, streams, cycles=None if seed is None else cycles)
+
+    begin(0, 1)
+    names = ("nothing",), ("value",)
+    updates = whole("periodic", "updates", updates, 10)
+    return Data(
+        train=Streams(begin, *names, cycles * period, updates // 10),
+        test=Streams(begin, *names, 1_000 * period, 1),
+    )
