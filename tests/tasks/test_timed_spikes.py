@@ -48,11 +48,8 @@ def test_one_update_is_gradient_descent_on_the_stream_to_its_first_wrong_output(
 
 def test_it_learns_and_then_leaves_the_weights_alone(monkeypatch):
     monkeypatch.setattr(timed_spikes, "TEST_SPIKES", 40)
-    learning = Learning(
-        TimedSpikesSettings(
-            period=3, cycles=2, learning_rate=0.1, gradient="full", init="uniform:1"
-        )
-    )
+    quick = {"learning_rate": 0.1, "momentum": 0.9, "gradient": "full", "init": "uniform:1"}
+    learning = Learning(TimedSpikesSettings(period=3, cycles=2, **quick))
     while not learning.solved and learning.streams < 2_000:
         learning.advance()
     assert learning.solved and learning.most == 40
