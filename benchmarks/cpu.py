@@ -26,6 +26,7 @@ from suite import part as parts
 from suite.catalogue import cells
 from suite.compiling import compiling
 from suite.directions import directions
+from suite.layers import layers
 from suite.linearity import linearity
 from suite.memory import memory
 from suite.onnx_runtime import onnx
@@ -51,6 +52,7 @@ PARTS: dict[str, Callable[[Settings], Part]] = {
     "linearity": linearity,
     "population": population,
     "directions": directions,
+    "layers": layers,
     "bf16": bf16,
     "onnx": onnx,
 }

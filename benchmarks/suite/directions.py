@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-
 import torch
-from torch import Tensor
 
 import cellwright as cw
-from cellwright.apps.bench_measure import interleave
 from cellwright.apps.bench_shapes import Shape
 from cellwright.engines.cpu import lanes
-from suite.part import Part, Settings, milliseconds
+from suite.part import Part, Settings
+from suite.two_ways import COLUMNS, both_modes
 
 SHAPES = (
     Shape(100, 1, 64, 64),
@@ -32,56 +28,14 @@ SHAPES = (
 def directions(settings: Settings) -> Part:
     part = Part("directions")
     part.say("## LSTM, both directions: at the same time, against one after the other")
-    part.table("T,B,I,H", "mode", "same time, ms", "in turn, ms", "ratio", "taken", "rounds")
+    part.table("T,B,I,H", *COLUMNS)
     for shape in settings.pick(SHAPES, [Shape(5, 2, 3, 4)]):
-        for mode in ("train", "infer"):
-            _at(part, settings, shape, mode)
+        torch.manual_seed(0)
+        layer = cw.nn.LSTM(shape.I, shape.H, bidirectional=True)
+        x = torch.randn(shape.T, shape.B, shape.I)
+        signature = layer.signature(0, lengths=False, reset=False, trace=False)
+        taken = lanes.are_faster(signature, x)
+        both_modes(
+            part, settings, layer, x, lanes, taken=taken, cells=[shape], data=shape.as_dict()
+        )
     return part
-
-
-def _at(part: Part, settings: Settings, shape: Shape, mode: str) -> None:
-    """The row of one shape."""
-    torch.manual_seed(0)
-    layer = cw.nn.LSTM(shape.I, shape.H, bidirectional=True)
-    x = torch.randn(shape.T, shape.B, shape.I)
-    signature = layer.signature(0, lengths=False, reset=False, trace=False)
-    taken = "same time" if lanes.are_faster(signature, x) else "in turn"
-
-    def run() -> list[Tensor]:
-        if mode == "infer":
-            with torch.no_grad():
-                return [layer(x)[0]]
-        layer.zero_grad()
-        y = layer(x)[0]
-        y.sum().backward()
-        return [y, *(each.grad for each in layer.parameters())]
-
-    def way(beside: bool) -> Callable[[], list[Tensor]]:
-        def side() -> list[Tensor]:
-            with _always(beside):
-                return run()
-
-        return side
-
-    for found, expected in zip(way(True)(), way(False)(), strict=True):
-        if not torch.equal(found, expected):
-            raise AssertionError(f"{shape}, {mode}: the two ways differ")
-    times = interleave({"beside": way(True), "in turn": way(False)}, settings.seconds, settle=True)
-    ratio = times["in turn"].median / times["beside"].median
-    part.row(
-        str(shape), mode, milliseconds(times["beside"]), milliseconds(times["in turn"]),
-        f"{ratio:.2f}", taken, times["beside"].rounds,
-    )  # fmt: skip
-    timings = {name: each.as_dict() for name, each in times.items()}
-    part.data.append({**shape.as_dict(), "mode": mode, "ratio": ratio, "taken": taken, **timings})
-
-
-@contextmanager
-def _always(beside: bool) -> Iterator[None]:
-    """One way, whatever the shapes."""
-    original = lanes.are_faster
-    lanes.are_faster = lambda signature, x: beside  # type: ignore[assignment]
-    try:
-        yield
-    finally:
-        lanes.are_faster = original

@@ -226,7 +226,7 @@ def test_the_benchmark_script(tmp_path):
     done = subprocess.run(
         [
             sys.executable, ROOT / "benchmarks" / "cpu.py", "--small", "--seconds", "0.001",
-            "--threads", "1", "--part", "gru,streaming,population,directions",
+            "--threads", "1", "--part", "gru,streaming,population,directions,layers",
             "--output", tmp_path,
         ],
         env={**os.environ, "PYTHONPATH": str(ROOT / "src")},
@@ -236,7 +236,7 @@ def test_the_benchmark_script(tmp_path):
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     found = json.loads((tmp_path / "results.json").read_text("utf-8"))
-    assert list(found["parts"]) == ["gru", "streaming", "population", "directions"]
+    assert list(found["parts"]) == ["gru", "streaming", "population", "directions", "layers"]
     assert found["failed"] == []
     for each in found["parts"]["gru"]:
         check_sample(each)

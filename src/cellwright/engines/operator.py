@@ -10,16 +10,17 @@ happens under ``torch.func`` is in :mod:`cellwright.engines.transforms`.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from cellwright.engines import beside, choice, direct, transforms
+from cellwright.engines import beside, choice, direct, stacked, transforms
 from cellwright.engines.keeping import kept_steps
-from cellwright.engines.protocol import Call, Cotangents, Engine, Result
+from cellwright.engines.protocol import Call, Cotangents, Engine, Result, SideBySide
 from cellwright.engines.reference import differentiable
-from cellwright.engines.signature import parse
+from cellwright.engines.signature import Signature, parse
 from cellwright.engines.tensors import own_precision, separate, split
 from cellwright.ir import Node
 
@@ -209,8 +210,7 @@ def run(call: Call) -> Result:
         if transforms.objection(engine, call.signature, every):
             return _plain(call)
         return transforms.run(call, engine)
-    tensors = (call.x, *call.states, *call.weights)
-    keep = torch.is_grad_enabled() and any(each.requires_grad for each in tensors)
+    keep = _keep([call])
     # Inside a compiled program the engine is chosen when it runs, not when it is traced.
     chosen = AT_RUN_TIME
     if not compiling:
@@ -235,7 +235,40 @@ def run_all(calls: Sequence[Call]) -> list[Result]:
         engine = _engine(first, AT_RUN_TIME)
         way = engine.side_by_side(first.signature, first.x)
         if way is not None and all(map(direct.is_possible, calls)):
-            tensors = [t for call in calls for t in (call.x, *call.states, *call.weights)]
-            keep = torch.is_grad_enabled() and any(each.requires_grad for each in tensors)
-            return beside.run(calls, way, engine, keep=keep)
+            return beside.run(calls, way, engine, keep=_keep(calls))
     return [run(call) for call in calls]
+
+
+def stacking(signatures: Sequence[Signature], x: Tensor) -> SideBySide | None:
+    """How the layers of a stack are carried out at the same time; None if they are not.
+
+    Args:
+        signatures: of the layers, which differ in their sizes only.
+        x: of the first one; only its shape, dtype and device are read.
+    """
+    if torch.compiler.is_compiling() or transforms.are_active():
+        return None
+    engine = choice.choose(signatures[0], x.device, x.dtype).engine
+    return engine.stacked(signatures, x)
+
+
+def run_stack(calls: Sequence[Call], way: SideBySide) -> list[Result]:
+    """Carry out the layers of a stack at the same time.
+
+    Args:
+        calls: from the first layer; x of the others has the shape only.
+        way: as :func:`stacking` has found it.
+    """
+    if all(map(direct.is_possible, calls)):
+        engine = _engine(calls[0], AT_RUN_TIME)
+        return stacked.run(calls, way, engine, keep=_keep(calls))
+    found = [run(calls[0])]
+    for call in calls[1:]:
+        found.append(run(replace(call, x=found[-1].output)))
+    return found
+
+
+def _keep(calls: Sequence[Call]) -> bool:
+    """Whether gradients are wanted of some of them."""
+    tensors = (each for call in calls for each in (call.x, *call.states, *call.weights))
+    return torch.is_grad_enabled() and any(each.requires_grad for each in tensors)

@@ -166,6 +166,19 @@ class Engine(Protocol):
         """
         return None
 
+    def stacked(self, signatures: Sequence[Signature], x: Tensor) -> SideBySide | None:
+        """How the layers of a stack run at the same time; None where that is no faster.
+
+        Its calls are the layers from the first. They begin with the x of the first and the
+        gradient of the output of the last: x of the others has the shape only, until the backward
+        pass, which does not read the gradients of their outputs.
+
+        Args:
+            signatures: of the layers, in one direction.
+            x: (T, B, input) of the first; only its shape and dtype are read.
+        """
+        return None
+
     def stream(
         self,
         signatures: Sequence[Signature],
@@ -197,7 +210,7 @@ class PreparedSteps(Protocol):
 
 
 class SideBySide(Protocol):
-    """Carries out calls that do not wait for each other at the same time.
+    """Carries out calls at the same time: the directions of a layer, or the layers of a stack.
 
     Every result has the bits that it has when the calls are carried out one after the other.
     """
@@ -213,4 +226,4 @@ class SideBySide(Protocol):
         *,
         need_x: bool,
     ) -> list[Gradients]:
-        """As :meth:`Engine.backward` of each."""
+        """As :meth:`Engine.backward` of each; of a stack, ``need_x`` is about the first."""

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
-from cellwright.engines import choose, transforms
+from cellwright.engines import Engine, choose, transforms
 from cellwright.errors import InputError
 from cellwright.nn.stack import RecurrentStack
 
@@ -74,11 +74,26 @@ def explain(layer: RecurrentStack, x: Tensor | PackedSequence) -> Explanation:
             reason = f"under torch.func it runs as torch operations: {objection}"
         elif members is not None:
             reason += f"; a population: {members} sets of weights, in one call"
-    elif layer.bidirectional:
+    else:
         like = torch.empty(_extents(layer, x), dtype=data.dtype, device="meta")
-        if chosen.engine.side_by_side(signature, like) is not None:
-            reason += "; both directions run at the same time, on a thread each"
+        reason += _at_the_same_time(layer, chosen.engine, like, lengths=packed)
     return Explanation(name, reason, _describe(layer, data), form)
+
+
+def _at_the_same_time(layer: RecurrentStack, engine: Engine, x: Tensor, *, lengths: bool) -> str:
+    """What of a layer runs at the same time, on an ``x`` that has a shape and no numbers."""
+    signatures = [
+        layer.signature(number, lengths=lengths, reset=False, trace=False)
+        for number in range(layer.num_layers)
+    ]
+    if layer.bidirectional:
+        beside = engine.side_by_side(signatures[0], x) is not None
+        return "; both directions run at the same time, on a thread each" if beside else ""
+    if layer.num_layers == 1 or engine.stacked(signatures, x) is None:
+        return ""
+    if layer.applies_dropout:
+        return "; one layer after the other, because of the dropout between them"
+    return "; the layers run at the same time, each some steps behind the one below"
 
 
 def _extents(layer: RecurrentStack, x: Tensor | PackedSequence) -> tuple[int, ...]:

@@ -11,10 +11,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
-from cellwright.engines import Call, Result, Signature, run_all
+from cellwright.engines import Call, Result, SideBySide, Signature, run_all, stacking
 from cellwright.errors import InputError
 from cellwright.lang import CellSpec
-from cellwright.nn import layout, masks
+from cellwright.nn import layout, running
 from cellwright.nn.arguments import (
     check_count,
     read_cell,
@@ -96,6 +96,11 @@ class RecurrentStack(nn.Module):
     def num_directions(self) -> int:
         """1, or 2 if bidirectional."""
         return 2 if self.bidirectional else 1
+
+    @property
+    def applies_dropout(self) -> bool:
+        """Whether a call now drops units between layers."""
+        return self.training and self.dropout > 0 and self.num_layers > 1
 
     @property
     def state_sizes(self) -> tuple[int, ...]:
@@ -272,88 +277,18 @@ class RecurrentStack(nn.Module):
         reset: Tensor | None,
         trace: bool,
     ) -> tuple[Tensor, list[Tensor], dict[str, Tensor]]:
-        """All layers over (T, B, input, *space).
-
-        Args:
-            x: the checked input.
-            states: (layers x directions, B, size, *space) each.
-            lengths: (B,) or None.
-            reset: (T, B) or None.
-            trace: whether to return traced values.
-
-        Returns:
-            output (T, B, directions x size, *space); states as given; traces by name,
-            (layers x directions, T, B, size, *space).
-        """
-        ended: list[list[Tensor]] = [[] for _ in states]
-        traced: dict[str, list[Tensor]] = {}
-        for layer in range(self.num_layers):
-            signature = self.signature(
-                layer, lengths=lengths is not None, reset=reset is not None, trace=trace
-            )
-            first = layer * self.num_directions
-            calls = [
-                Call(
-                    signature,
-                    x,
-                    [each[first + direction] for each in states],
-                    self.layer_weights(layer, direction),
-                    self._streams(signature, x, lengths, reset, reverse=direction == 1),
-                    direction == 1,
-                )
-                for direction in range(self.num_directions)
-            ]
-            results = self.recur(calls, layer)
-            for result in results:
-                for into, each in zip(ended, result.states, strict=True):
-                    into.append(each)
-                for name, each in zip(signature.plan.forward.trace, result.trace, strict=True):
-                    traced.setdefault(name, []).append(each)
-            outputs = [result.output for result in results]
-            x = outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=2)
-            if self.dropout > 0 and layer < self.num_layers - 1:
-                x = nn.functional.dropout(x, self.dropout, self.training)
-        return (
-            x,
-            [_stacked(each) for each in ended],
-            {name: _stacked(each) for name, each in traced.items()},
-        )
+        """All layers over (T, B, input, *space), see :func:`cellwright.nn.running.run`."""
+        return running.run(self, x, states, lengths, reset, trace)
 
     def recur(self, calls: Sequence[Call], layer: int) -> Sequence[Result]:
         """Run one layer, in every direction."""
         return run_all(calls)
 
-    def _streams(
-        self,
-        signature: Signature,
-        x: Tensor,
-        lengths: Tensor | None,
-        reset: Tensor | None,
-        *,
-        reverse: bool,
-    ) -> list[Tensor]:
-        """The masks that a plan reads, in its order."""
-        steps, batch, space = x.shape[0], x.shape[1], x.shape[3:]
-        flat = (1,) * self.spatial
-        found = []
-        for spec in signature.plan.graph.streams:
-            kind, _, state = spec.name.partition(".")
-            size = signature.size[spec.size]
-            if kind == "active":
-                assert lengths is not None
-                mask = masks.active(lengths, steps)
-                found.append(mask.reshape(*mask.shape, *flat))
-            elif kind == "reset":
-                assert reset is not None
-                mask = masks.reset_for(reset, lengths, reverse=reverse)
-                found.append(mask.reshape(*mask.shape, *flat))
-            elif kind == "zoneout":
-                rate = dict(self.zoneout)[state]
-                found.append(masks.keep_mask(rate, (steps, batch, size, *space), x))
-            else:
-                assert kind == "dropout", f"unknown stream {spec.name}"
-                found.append(masks.dropout_mask(self.recurrent_dropout, (batch, size, *flat), x))
-        return found
+    def stacking(self, signatures: Sequence[Signature], x: Tensor) -> SideBySide | None:
+        """How the layers run at the same time; None where they run one after the other."""
+        if self.num_layers == 1 or self.bidirectional or self.applies_dropout:
+            return None
+        return stacking(signatures, x)
 
     # Checking ----------------------------------------------------------------------------
 
@@ -399,10 +334,6 @@ class RecurrentStack(nn.Module):
 def _attribute(layer: int, options: StepOptions) -> str:
     """A name for the attribute that holds a layer's signature under these options."""
     return f"{SIGNATURE}{layer}_{hashlib.sha256(repr(options).encode()).hexdigest()[:16]}"
-
-
-def _stacked(parts: list[Tensor]) -> Tensor:
-    return parts[0].unsqueeze(0) if len(parts) == 1 else torch.stack(parts)
 
 
 def unpack(packed: PackedSequence) -> tuple[Tensor, Tensor]:

@@ -166,6 +166,7 @@ def _watched(model: nn.Module) -> Iterator[list[_Event]]:
     for name, module in model.named_modules():
         if isinstance(module, RecurrentStack):
             module.__dict__["recur"] = _stepwise(module, name, events)
+            module.__dict__["stacking"] = lambda *_: None  # one layer after the other
             watched.append(module)
         elif not any(True for _ in module.children()):
             handles.append(module.register_forward_hook(_noting(name, events)))
@@ -175,7 +176,7 @@ def _watched(model: nn.Module) -> Iterator[list[_Event]]:
         for handle in handles:
             handle.remove()
         for module in watched:
-            del module.__dict__["recur"]
+            del module.__dict__["recur"], module.__dict__["stacking"]
 
 
 def _noting(name: str, events: list[_Event]) -> Callable[..., None]:

@@ -30,13 +30,17 @@ class BackwardPass:
         kept: what that kept.
         cotangents: gradients of the loss with respect to its results.
         need_x, need_weights: whether the gradients of x and of the weights are asked for.
+
+    Attributes:
+        d_x: the gradient of x; None if it is not asked for.
+        row_bytes: working memory of one sequence's step; the spans follow from it.
     """
 
     def __init__(
         self, slots: Slots, kept: Sequence[Tensor], cotangents: Cotangents, *, need_x: bool,
         need_weights: bool,
     ):  # fmt: skip
-        self.slots, self.need_x = slots, need_x
+        self.slots = slots
         once = place_once(slots)
         self.programs, inputs, loop = slots.kernels.backward(need_x)
         self._loop = Packed(loop, slots.weights, "weights.loop")
@@ -58,14 +62,15 @@ class BackwardPass:
             carry.select(-3, 0).copy_(value)
             self._carried.append(carry)
         self._parameters = ParameterGradients(slots, once, need_x=need_x) if need_weights else None
+        self.d_x: Tensor | None = None
+        if need_x:
+            self.d_x = slots.put_steps("d_x", empty(slots.call.x.shape, slots.dtype))
+            if "x" not in slots.plan.backward.inputs.values:
+                self.d_x.zero_()
+        self.row_bytes = self._bytes()
 
     def turns(self) -> Turns[Gradients]:
         """The gradients that are asked for, after all spans."""
-        slots, d_x = self.slots, None
-        if self.need_x:
-            d_x = slots.put_steps("d_x", empty(slots.call.x.shape, slots.dtype))
-            if "x" not in slots.plan.backward.inputs.values:
-                d_x.zero_()
         last = 0  # which of the two is left in what is carried
         for span in reversed(self._spans()):
             if last:
@@ -75,23 +80,29 @@ class BackwardPass:
             yield
             last = (span.stop - span.first) % 2
         d_states = [carry.select(-3, last).clone() for carry in self._carried]
-        return Gradients(d_x, d_states, self._parameters.finished() if self._parameters else [])
+        d_weights = self._parameters.finished() if self._parameters else []
+        return Gradients(self.d_x, d_states, d_weights)
+
+    def _bytes(self) -> int:
+        slots = self.slots
+        units = sum((*self.programs.kept.values(), *self.programs.kept_after.values()))
+        found = (self.programs.width + units) * slots.width
+        if slots.save == "gates":
+            return found
+        plan = slots.plan.forward
+        rows = LEAST_ROWS if slots.save == "states" else slots.rows
+        self._again = ForwardPrograms(
+            slots, keep=True, rows=rows, place="weights.again", start=slots.start
+        )
+        return found + self._again.width * slots.width + slots.bytes_of(
+            [*self._states.values(), *self._saved.values(), plan.output, *plan.trace.values()]
+        )  # fmt: skip
 
     def _spans(self) -> list[Span]:
         """Spans by the memory that their steps take; they begin at checkpoints."""
         slots = self.slots
-        units = sum((*self.programs.kept.values(), *self.programs.kept_after.values()))
-        row_bytes = (self.programs.width + units) * slots.width
-        if slots.save != "gates":
-            plan = slots.plan.forward
-            rows = LEAST_ROWS if slots.save == "states" else slots.rows
-            self._again = ForwardPrograms(slots, keep=True, rows=rows, place="weights.again")
-            row_bytes += self._again.width * slots.width
-            row_bytes += slots.bytes_of(
-                [*self._states.values(), *self._saved.values(), plan.output, *plan.trace.values()]
-            )
         unit = spacing(slots.steps) if slots.save == "checkpoints" else 1 + slots.kernels.bf16
-        found = spans(slots.steps, slots.rows, row_bytes, unit)
+        found = spans(slots.steps, slots.rows, self.row_bytes, unit)
         slots.repeat_masks(found[0].stop)
         return found
 
@@ -110,9 +121,9 @@ class BackwardPass:
             d_inputs.zero_()
         for slot, units in (*programs.kept.items(), *programs.kept_after.items()):
             slots.work(slot, rows * units)
-        slots.start(self._loop, slots.at, count, slots.rows)
+        slots.start_by_step(self._loop, slots.at, count, slots.rows)
         if self._inputs is not None:
-            slots.start(self._inputs, slots.at, 1, rows)
+            slots.start_by_step(self._inputs, slots.at, 1, rows)
         if self._parameters is not None:
             self._parameters.add(count)
 

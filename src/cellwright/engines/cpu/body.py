@@ -29,6 +29,7 @@ from cellwright.engines.cpu.product import LINE
 from cellwright.engines.cpu.program import Program, weights_slot
 from cellwright.engines.cpu.targets import Group, Panels, find_targets, group
 from cellwright.engines.cpu.tiles import TILE_ROWS, Tiles
+from cellwright.engines.cpu.waiting import BARRIER
 from cellwright.ir import ONE, Node
 from cellwright.plan import Stage
 
@@ -104,11 +105,10 @@ class _Body:
     def _barrier(self, needed: Value) -> None:
         e, b = self.e, self.e.b
         with b.if_then(b.and_(needed, b.icmp_signed(">", self.frame.shares, e.i64(1)))):
-            name = "cellwright_barrier"
-            found = self.frame.module.globals.get(name)
+            found = self.frame.module.globals.get(BARRIER)
             if found is None:
                 kind = ir.FunctionType(ir.VoidType(), [I64, I64])
-                found = ir.Function(self.frame.module, kind, name)
+                found = ir.Function(self.frame.module, kind, BARRIER)
             b.call(found, [self.frame.argument("barrier"), self.frame.shares])
 
     def _stage(self, index: int, stage: Stage, done: Sources) -> None:

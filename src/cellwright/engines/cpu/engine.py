@@ -15,6 +15,7 @@ from cellwright.engines.cpu import (
     repeated,
     spatial,
     spatial_backward,
+    wavefront,
 )
 from cellwright.engines.cpu.backward_pass import BackwardPass
 from cellwright.engines.cpu.forward_pass import ForwardPass
@@ -60,6 +61,10 @@ class CpuEngine(Engine):
     def side_by_side(self, signature: Signature, x: Tensor) -> SideBySide | None:
         """How both directions of a layer run at the same time; None where that is no faster."""
         return lanes if lanes.are_faster(signature, x) else None
+
+    def stacked(self, signatures: Sequence[Signature], x: Tensor) -> SideBySide | None:
+        """How the layers of a stack run at the same time; None where that is no faster."""
+        return wavefront if wavefront.are_faster(signatures, x) else None
 
     def forward(self, call: Call, *, keep: bool) -> Result:
         """Run the forward programs."""

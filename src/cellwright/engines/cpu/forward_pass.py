@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from torch import Tensor
 
 from cellwright.engines.cpu import once
@@ -36,13 +38,16 @@ class ForwardPrograms:
         keep: whether the loop yields what the backward pass reads.
         rows: that the loop will see at a step.
         place: name of the working memory for weights.
+        start: how the programs are started.
     """
 
-    def __init__(self, slots: Slots, *, keep: bool, rows: int, place: str):
+    def __init__(
+        self, slots: Slots, *, keep: bool, rows: int, place: str, start: Callable[..., None]
+    ):
         fuse = slots.kernels.fuses(rows, slots.team)
         programs, inputs, loop = slots.kernels.forward(keep, fuse)
         self.width = 0 if inputs is None else programs.width
-        self._slots = slots
+        self._slots, self._start = slots, start
         self._inputs = None if inputs is None else Packed(inputs, slots.weights, f"{place}.inputs")
         self._loop = Packed(loop, slots.weights, f"{place}.loop")
 
@@ -50,8 +55,8 @@ class ForwardPrograms:
         """Run them on the arrays at these addresses."""
         if self._inputs is not None:
             at["inputs"] = self._slots.work("inputs", steps * rows * self.width).data_ptr()
-            self._slots.start(self._inputs, at, 1, steps * rows)
-        self._slots.start(self._loop, at, steps, rows, ring=ring)
+            self._start(self._inputs, at, 1, steps * rows)
+        self._start(self._loop, at, steps, rows, ring=ring)
 
 
 class ForwardPass:
@@ -60,22 +65,29 @@ class ForwardPass:
     Args:
         slots: of the call.
         keep: what the backward pass reads.
+
+    Attributes:
+        output: of the call, of every step.
+        row_bytes: working memory of one sequence's step; the spans follow from it.
     """
 
     def __init__(self, slots: Slots, *, keep: bool):
         self.slots, self.keep = slots, keep
         plan = slots.plan.forward
         place_once(slots)
-        self._programs = ForwardPrograms(slots, keep=keep, rows=slots.rows, place="weights")
+        self._programs = ForwardPrograms(
+            slots, keep=keep, rows=slots.rows, place="weights", start=slots.start_by_step
+        )
         self._scratch: dict[str, Node] = {}
         self._stay: dict[str, Tensor] = {}
         self._rings: dict[str, Tensor] = {}
-        self._output = slots.fresh("output", plan.output)
+        self.output = slots.fresh("output", plan.output)
         self._trace = [slots.fresh(f"trace.{name}", node) for name, node in plan.trace.items()]
         if keep:
             self._place_kept()
         else:
             self._place_states()
+        self.row_bytes = self._programs.width * slots.width + slots.bytes_of(self._scratch.values())
 
     def _place_kept(self) -> None:
         slots = self.slots
@@ -97,15 +109,14 @@ class ForwardPass:
         slots, plan = self.slots, self.slots.plan.forward
         for number, (slot, node) in enumerate(slots.kernels.states.items()):
             if number == 0 and node is plan.output:
-                self._stay[slot] = self._output
+                self._stay[slot] = self.output
             else:
                 self._rings[slot] = slots.pair(slot, slots.sizes[node.size])
 
     def turns(self) -> Turns[Result]:
         """All spans, each from the states that the one before has left."""
         slots = self.slots
-        row_bytes = self._programs.width * slots.width + slots.bytes_of(self._scratch.values())
-        parts = spans(slots.steps, slots.rows, row_bytes)
+        parts = spans(slots.steps, slots.rows, self.row_bytes)
         slots.repeat_masks(parts[0].stop)
         after: list[Tensor] = []
         for span in parts:
@@ -114,7 +125,7 @@ class ForwardPass:
             inside = self._start(span)
             yield
             after = self._states_after(span, inside)
-        return Result(self._output, after, self._trace, [*self._stay.values()] if self.keep else [])
+        return Result(self.output, after, self._trace, [*self._stay.values()] if self.keep else [])
 
     def _start(self, span: Span) -> dict[str, Tensor]:
         """Start the programs of a span; returns what they leave in working memory."""

@@ -17,7 +17,7 @@ from cellwright.engines.cpu.members import Arguments, Script, Stride, lanes_driv
 from cellwright.engines.cpu.memory import memory
 from cellwright.engines.cpu.runtime import way
 from cellwright.engines.cpu.scripted import Scripted
-from cellwright.engines.cpu.turns import Turns
+from cellwright.engines.cpu.turns import Turns, together
 from cellwright.engines.protocol import Call, Cotangents, Gradients, Result
 from cellwright.engines.signature import Signature
 
@@ -116,16 +116,7 @@ def _complete(calls: Sequence[Call], begin: Callable[[Scripted, int], Turns[T]])
     lanes = [Lane(number) for number in range(len(calls))]
     try:
         passes = [begin(Scripted(call, lanes[k]), k) for k, call in enumerate(calls)]
-        found: dict[int, T] = {}
-        while len(found) < len(passes):
-            for number, each in enumerate(passes):
-                if number not in found:
-                    try:
-                        next(each)
-                    except StopIteration as ended:
-                        found[number] = ended.value
-            _run(lanes)
-        return [found[number] for number in range(len(passes))]
+        return together(passes, lambda: _run(lanes))
     finally:
         memory.release()
 

@@ -68,6 +68,11 @@ class OrderedWeights:
         return packed
 
     @property
+    def arguments(self) -> int:
+        """How many arguments the packing has."""
+        return 1 + len(packing.ARGUMENTS) * len(self.copies)
+
+    @property
     def apart(self) -> Stride:
         """How packed weights move."""
         return 0, pad(self.elements) * self.width

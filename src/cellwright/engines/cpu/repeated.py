@@ -38,7 +38,7 @@ class _Ready(threading.local):
 
     def __init__(self) -> None:
         self.runs: dict[object, Any] = {}  # None where there is no such way
-        self.last: dict[object, object] = {}  # of each signature and direction
+        self.last: dict[object, object] = {}  # of each signature, and how it runs
 
 
 _ready = _Ready()
@@ -56,13 +56,27 @@ def ready_together(calls: Sequence[Call]) -> RunTogether | None:
     return found
 
 
-def _find(call: Call, reverse: bool | None, make: Callable[[Any], Any], what: object) -> Any:
+def ready_stack(
+    calls: Sequence[Call], make: Callable[[Sequence[Call]], RunTogether | None]
+) -> RunTogether | None:
+    """The same for the layers of a stack.
+
+    Args:
+        calls: the layers; x of all but the first has the shape only.
+        make: makes the way.
+    """
+    above = tuple(each.signature.text for each in calls[1:])
+    found: RunTogether | None = _find(calls[0], above, make, calls)
+    return found
+
+
+def _find(call: Call, how: object, make: Callable[[Any], Any], what: object) -> Any:
     x, limit = call.x, jit.features_limit()
-    kind = (call.signature.text, x.shape, x.dtype, reverse, threads.count(), limit)
+    kind = (call.signature.text, x.shape, x.dtype, how, threads.count(), limit)
     if kind in _ready.runs:
         return _ready.runs[kind]
     # Batches of ever other lengths would be made ready in vain.
-    layer = call.signature.text, reverse
+    layer = call.signature.text, how
     if _ready.last.get(layer) != kind:
         _ready.last[layer] = kind
         return None
@@ -74,11 +88,11 @@ def _find(call: Call, reverse: bool | None, make: Callable[[Any], Any], what: ob
 
 
 def _alone(call: Call) -> Run | None:
-    bound = _bound(call, threads.count())
+    bound = bound_like(call, threads.count())
     return None if bound is None else _run_alone(bound)
 
 
-def _run_alone(bound: _Bound) -> Run:
+def _run_alone(bound: BoundCall) -> Run:
     alone = all(each.most == 1 for each in bound.launches)
     starts = [_Lanes([bound])] if alone else [threads.Prepared(each) for each in bound.launches]
     enter, leave = bound.enter, bound.leave
@@ -93,7 +107,7 @@ def _run_alone(bound: _Bound) -> Run:
 
 
 def _together(calls: Sequence[Call]) -> RunTogether | None:
-    made = [_bound(call, 1) for call in calls]
+    made = [bound_like(call, 1) for call in calls]
     bounds = [each for each in made if each is not None]
     if len(bounds) < len(made):
         return None
@@ -110,7 +124,7 @@ def _together(calls: Sequence[Call]) -> RunTogether | None:
 class _Lanes(threads.Prepared):
     """One launch of all programs: each call's in turn, and the calls on a thread each."""
 
-    def __init__(self, bounds: Sequence[_Bound]):
+    def __init__(self, bounds: Sequence[BoundCall]):
         self._tables = []
         for each in bounds:
             tasks = [number for t in each.launches for number in (t.address, t.arguments, t.rows)]
@@ -122,7 +136,7 @@ class _Lanes(threads.Prepared):
         super().__init__(threads.Launch(lanes_driver(), place, count, threads.ROWS, count, brief))
 
 
-def _bound(call: Call, team: int) -> _Bound | None:
+def bound_like(call: Call, team: int) -> BoundCall | None:
     """Calls like this one, on so many threads; None where it is not worth while or not possible."""
     plan = call.signature.plan
     if plan.graph.streams or plan.forward.once or plan.forward.trace:
@@ -135,26 +149,30 @@ def _bound(call: Call, team: int) -> _Bound | None:
     small = 0 < work <= MOST and all(each.packed < LARGE for each in programs)
     if not small or not all(each.can_bind for each in programs):
         return None
-    return _Bound(call, made, team)
+    return BoundCall(call, made, team)
 
 
-class _Bound:
-    """The forward pass of calls like this one, with memory of its own."""
+class BoundCall:
+    """The forward pass of calls like this one, with memory of its own.
+
+    Attributes:
+        programs: in their order.
+    """
 
     def __init__(self, call: Call, made: Kernels, team: int):
         plan, sizes, dtype = call.signature.plan, call.signature.size, call.x.dtype
         steps, rows = call.x.shape[:2]
         weights = [_whole(each) for each in call.weights]
-        programs, inputs, loop = made.forward(False, made.fuses(rows, team))
+        found, inputs, loop = made.forward(False, made.fuses(rows, team))
         self._at: dict[str, int] = {}
-        self._bound = []
+        self.programs = []
         if inputs is not None:
-            self._inputs = torch.empty(steps * rows * programs.width, dtype=dtype)
+            self._inputs = torch.empty(steps * rows * found.width, dtype=dtype)
             self._at["inputs"] = self._inputs.data_ptr()
-            self._bound.append(inputs.bind(weights, 1, steps * rows, alone=team == 1))
+            self.programs.append(inputs.bind(weights, 1, steps * rows, alone=team == 1))
         how = {"reverse": call.reverse, "ring": True, "alone": team == 1}
-        self._bound.append(loop.bind(weights, steps, rows, **how))
-        self.launches = [launch for each in self._bound for launch in each.launches]
+        self.programs.append(loop.bind(weights, steps, rows, **how))
+        self.launches = [launch for each in self.programs for launch in each.launches]
         last = call.steps[-1]
         # Bytes that are skipped to the last step of the output, or the address of the state that
         # is left of two steps in turn.
@@ -176,7 +194,7 @@ class _Bound:
         self._moving = ["x", "output", *self._initial]
         self._move = [
             (each.arguments, each.slots[name], number)
-            for each in self._bound
+            for each in self.programs
             for number, name in enumerate(self._moving)
             if name in each.slots
         ]
@@ -203,7 +221,7 @@ class _Bound:
         for slot, tensor, skipped in self._places:
             at[slot] = bases[tensor] + skipped
         at |= zip(self._moving, moved, strict=True)
-        for bound in self._bound:
+        for bound in self.programs:
             bound.enter(at, weights)
         self._bases = bases
 

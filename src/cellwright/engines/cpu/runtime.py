@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from cellwright.engines.cpu import jit, product, threads
-from cellwright.engines.cpu.members import Script, Stride, pad
+from cellwright.engines.cpu.members import Arguments, Script, Stride, pad
 from cellwright.engines.cpu.memory import memory
 from cellwright.engines.cpu.ordered import LARGE_PACK, OrderedWeights, Weight
 from cellwright.engines.cpu.program import ENTRY, NUMBERS, Program, weights_slot
@@ -36,12 +36,14 @@ class Bound:
     """A program with arguments and working memory of its own.
 
     Attributes:
+        compiled: the program.
         enter: says where arrays and weights are from now on.
         arguments: where the addresses of arrays stand, ``slots`` tells at which place.
-        launches: to put the weights in order and to run it.
+        launches: to put the weights in order, if it has any, and to run it.
         held: the memory.
     """
 
+    compiled: Compiled
     enter: Callable[[Addresses, Sequence[Tensor]], None]
     arguments: ctypes.Array[ctypes.c_int64]
     slots: Mapping[str, int]
@@ -145,16 +147,31 @@ class Compiled:
             packed: what :meth:`OrderedWeights.pack_in` has returned.
             at, steps, rows, reverse, ring: as in :meth:`run`.
         """
-        for _, name, stride in (*self._temporaries, *self._words):
-            at[name] = script.take_apart(name, rows * stride, self.dtype)
-            strides[name] = 0, pad(rows * stride) * self.width
-        self._arguments(at, packed, steps, rows, reverse, ring)
+        arguments = self.arguments_in(
+            script, at, strides, packed, steps, rows, reverse=reverse, ring=ring
+        )
         slots, moves = self.program.slots, {}
         if script.members > 1:
             moves = {slots[name]: strides[name] for name in self._pointed if name in strides}
             moves |= dict.fromkeys(self._begins, self.weights.apart)
-        arguments, work = self._local.arguments, rows * self.work * steps
+        work = rows * self.work * steps
         script.add(self.address, rows, arguments, len(slots), moves, work)
+
+    def arguments_in(
+        self, script: Script, at: Addresses, strides: dict[str, Stride], packed: int,
+        steps: int, rows: int, *, reverse: bool = False, ring: bool = False,
+    ) -> Arguments:  # fmt: skip
+        """Its arguments in a script, whose working memory it takes; to be copied.
+
+        Args:
+            script, at, strides, packed, steps, rows, reverse, ring: as in :meth:`add_to`.
+        """
+        for _, name, stride in (*self._temporaries, *self._words):
+            at[name] = script.take_apart(name, rows * stride, self.dtype)
+            strides[name] = 0, pad(rows * stride) * self.width
+        self._arguments(at, packed, steps, rows, reverse, ring)
+        found: Arguments = self._local.arguments
+        return found
 
     def run_rows(self, at: Addresses, steps: int, rows: int, *, reverse: bool = False) -> None:
         """Run a program without products; the rows are shared out."""
@@ -255,7 +272,7 @@ class Compiled:
             at |= fixed
             fill(values, at_pointers, *[at[name] for name in names])
 
-        return Bound(enter, values, self.program.slots, launches, held)
+        return Bound(self, enter, values, self.program.slots, launches, held)
 
     def _own_slots(self) -> list[str]:
         return [name for _, name, _ in (*self._temporaries, *self._words)]

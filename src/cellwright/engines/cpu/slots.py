@@ -200,6 +200,15 @@ class Slots:
         """
         program.run(at, steps, rows, reverse=self.reverse, ring=ring)
 
+    def start_by_step(
+        self, program: Packed, at: Addresses, steps: int, rows: int, *, ring: bool = False
+    ) -> None:
+        """The same for a program that may run as soon as its first steps can.
+
+        Of x, or of the gradient of the output, it reads at each step no more than that step.
+        """
+        self.start(program, at, steps, rows, ring=ring)
+
     def start_sums(self, compiled: Compiled, steps: int, rows: int) -> None:
         """Run a program of sums."""
         compiled.run_sums(self.at, steps, rows, reverse=self.reverse)

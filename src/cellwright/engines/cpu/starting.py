@@ -6,12 +6,12 @@ where what the job watches has changed.
 
 from __future__ import annotations
 
-import platform
 from typing import Any
 
 from llvmlite import ir
 
 from cellwright.engines.cpu.ops import I32, I64, POINTER, Emitter, Lanes, Value
+from cellwright.engines.cpu.waiting import emit_barrier, emit_wait
 
 ROWS, SHARES = 0, 1
 
@@ -25,62 +25,14 @@ it, how many they are, and the bytes between them. In front stands the number of
 
 
 def runtime_module() -> str:
-    """All of them, and the barrier."""
+    """All of them, and how threads wait for each other."""
     module = ir.Module("cellwright_runtime")
-    _emit_barrier(module)
+    emit_barrier(module)
+    emit_wait(module)
     changed = _emit_is_changed(module)
     _emit_together(module, _emit_member(module), changed)
     _emit_alone(module, changed)
     return str(module)
-
-
-def _emit_barrier(module: ir.Module) -> None:
-    """Wait until all shares have arrived: a counter and the number of the round."""
-    function = ir.Function(module, ir.FunctionType(ir.VoidType(), [I64, I64]), "cellwright_barrier")
-    place, shares = function.args
-    entry, last, wait, spin, rest, end = (
-        function.append_basic_block(n) for n in ("entry", "last", "wait", "spin", "rest", "end")
-    )
-    b = ir.IRBuilder(entry)
-    counter = b.inttoptr(place, POINTER)
-    round_ = b.gep(counter, [ir.Constant(I64, 8)], source_etype=I64)  # on another cache line
-    one = ir.Constant(I64, 1)
-    before = b.load_atomic(round_, "acquire", 8, typ=I64)
-    arrived = b.add(b.atomic_rmw("add", counter, one, "acq_rel"), one)
-    b.cbranch(b.icmp_signed("==", arrived, shares), last, wait)
-    b.position_at_end(last)
-    b.atomic_rmw("xchg", counter, ir.Constant(I64, 0), "release")
-    b.atomic_rmw("add", round_, one, "release")
-    b.branch(end)
-    b.position_at_end(wait)
-    b.branch(spin)
-    b.position_at_end(spin)
-    tries = b.phi(I64)
-    tries.add_incoming(ir.Constant(I64, 0), wait)
-    now = b.load_atomic(round_, "acquire", 8, typ=I64)
-    b.cbranch(b.icmp_signed("!=", now, before), end, rest)
-    b.position_at_end(rest)
-    following = b.add(tries, one)
-    pause = _pause(module)
-    yields = ir.Function(module, ir.FunctionType(I32, []), "sched_yield")
-    tired = b.icmp_signed("==", b.and_(following, ir.Constant(I64, 4095)), ir.Constant(I64, 0))
-    with b.if_else(tired) as (gives_way, goes_on):
-        with gives_way:
-            b.call(yields, [])  # another process may need this processor
-        with goes_on:
-            if pause is not None:
-                b.call(pause, [])
-    tries.add_incoming(following, b.block)
-    b.branch(spin)
-    b.position_at_end(end)
-    b.ret_void()
-
-
-def _pause(module: ir.Module) -> ir.Function | None:
-    """The instruction by which a waiting processor leaves room to others, where there is one."""
-    if platform.machine().lower() not in ("x86_64", "amd64"):
-        return None
-    return ir.Function(module, ir.FunctionType(ir.VoidType(), []), "llvm.x86.sse2.pause")
 
 
 class Callee:

@@ -21,6 +21,7 @@ import torch
 
 from cellwright.engines.cpu import jit, starting
 from cellwright.engines.cpu.starting import JOB
+from cellwright.engines.cpu.waiting import BARRIER, WAIT
 
 ROWS, SHARES = starting.ROWS, starting.SHARES
 
@@ -81,13 +82,13 @@ def _runtime(limit: str) -> _Runtime:
             }
         )
     code = jit.compile_ir(starting.runtime_module(), limit)
-    jit.bind_symbols({"cellwright_barrier": code.address("cellwright_barrier")})
+    jit.bind_symbols({name: code.address(name) for name in (BARRIER, WAIT)})
     names = ("together", "alone", "is_changed")
     return _Runtime(code, *[code.address(f"cellwright_{name}") for name in names])
 
 
 def provide() -> None:
-    """Compile the barrier, so that loops can be linked with it."""
+    """Compile how threads wait, so that loops can be linked with it."""
     _runtime(jit.features_limit())
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Sequence
 from typing import TypeVar
 
 T = TypeVar("T")
@@ -26,3 +26,17 @@ def complete(turns: Turns[T], run: Callable[[], object] | None = None) -> T:
             return found
         if run is not None:
             run()
+
+
+def together(passes: Sequence[Turns[T]], run: Callable[[], object]) -> list[T]:
+    """The results of passes, of which a turn of each has been started when ``run`` is called."""
+    found: dict[int, T] = {}
+    while len(found) < len(passes):
+        for number, each in enumerate(passes):
+            if number not in found:
+                try:
+                    next(each)
+                except StopIteration as ended:
+                    found[number] = ended.value
+        run()
+    return [found[number] for number in range(len(passes))]
