@@ -7,7 +7,7 @@ import torch
 from engines.cpu.test_cpu_bits import Launches
 
 import cellwright as cw
-from cellwright.engines.cpu import lanes, repeated
+from cellwright.engines.cpu import lanes, repeated, wavefront
 
 
 @pytest.fixture(autouse=True)
@@ -135,3 +135,29 @@ def test_both_directions_start_together(monkeypatch):
         assert not torch.equal(backwards, first[0][..., 18:])
         torch.set_num_threads(1)
         assert torch.equal(layer(x)[0][..., :18], forwards)
+
+
+@pytest.mark.parametrize("cell", ["lstm", "gru_v1", "elman"])
+def test_layers_of_a_stack_start_together(cell, monkeypatch):
+    monkeypatch.setattr(wavefront, "are_faster", lambda signatures, x: True)
+    torch.set_num_threads(2)
+    layer = cw.nn.Recurrent(cell, 5, 18, num_layers=3)
+    x, other = torch.randn(2, 21, 2, 5)
+    with torch.no_grad():
+        first = [each.clone() for each in outputs(layer(x))]
+        layer(x)
+        assert is_ready() == 1
+        launches = Launches(monkeypatch)
+        kept = outputs(layer(x))
+        for _ in range(3):
+            layer(other)
+            assert all(map(torch.equal, outputs(layer(x)), first))
+        assert all(map(torch.equal, kept, first))  # nobody wrote into an earlier result
+        assert not launches.seen, "all of it is prepared"
+        layer.U_l1.mul_(0.5)
+        changed = layer(x)[0]
+        assert not torch.equal(changed, first[0])
+        torch.set_num_threads(1)
+        assert torch.equal(layer(x)[0], changed)
+        monkeypatch.setattr(wavefront, "are_faster", lambda signatures, x: False)
+        assert torch.equal(layer(x)[0], changed)
