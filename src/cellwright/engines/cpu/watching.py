@@ -35,9 +35,9 @@ class Watch:
             step = max(1, flat.numel() // WORDS)
             if each.dim() > 1 and step % each.shape[-1] == 0:
                 step += 1  # or only one column would be seen
-            chosen = flat[::step].contiguous().view(torch.int32).view(-1, each.itemsize // 4)
-            for half, words in enumerate(chosen.unbind(1)):
-                words = words.clone()
+            chosen = torch.arange(0, flat.numel(), step)
+            halves = flat.view(torch.int32).view(-1, each.itemsize // 4)[chosen]
+            for half, words in enumerate(halves.T.contiguous()):
                 place = each.data_ptr() + 4 * half
                 numbers += [place, words.data_ptr(), words.numel(), step * each.itemsize]
                 self._held += [each, words]
