@@ -28,6 +28,7 @@ from cellwright.ir import (
 )
 from cellwright.lang import CellSpec, ParameterSpec
 from cellwright.plan.hoist import hoist
+from cellwright.plan.linear import take_apart
 from cellwright.plan.options import StepGraph, StepOptions, specialise
 from cellwright.plan.saving import choose
 from cellwright.plan.stages import Stage, cut
@@ -314,6 +315,7 @@ def _connect(
     """
     order = topological(roots)
     forward = set(order)
+    adjoint = adjoint.map(lambda found: take_apart(found, forward))
     needed = [
         source
         for each in topological(adjoint.roots)

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
-from cellwright.ir import TABLE, Node, is_leaf, topological
+from cellwright.ir import ONE, TABLE, Node, is_leaf, topological
 
 RECOMPUTE_LIMIT = 16
 """Largest cost, in the table's units, of a value that is computed again rather than saved.
@@ -22,7 +22,8 @@ def choose(needed: Iterable[Node], at_hand: Iterable[Node]) -> list[Node]:
         at_hand: values that are kept anyway: the states before and after the step.
 
     A value whose operands can all be had is computed again if that is cheap; otherwise it is
-    saved. Products are always saved: nothing is ever multiplied twice.
+    saved, or the single number of the row that is missing for it. Products are always saved:
+    nothing is ever multiplied twice.
     """
     needed = list(needed)
     cost: dict[Node, int] = {each: 0 for each in at_hand}
@@ -43,7 +44,27 @@ def choose(needed: Iterable[Node], at_hand: Iterable[Node]) -> list[Node]:
         if cheap and total <= RECOMPUTE_LIMIT:
             cost[each] = total
         elif each in wanted:
-            saved[each] = None
-            cost[each] = 0
+            for part in _parts(each, cost):
+                saved[part] = None
+                cost[part] = 0
+            cost.setdefault(each, total)
     missing = [each for each in needed if each not in cost and each not in saved]
     return [*saved, *dict.fromkeys(missing)]
+
+
+def _parts(each: Node, cost: Mapping[Node, int]) -> list[Node]:
+    """What is saved for the sake of ``each``: itself, or what it is one operation away from.
+
+    The latter where that takes no more memory: a single number for the whole row, beside a product
+    or what is at hand. A product is complete as soon as it has been multiplied, while what becomes
+    of it with that number is known only when all units are.
+    """
+    missing = [source for source in each.inputs if source not in cost]
+    wide = [source for source in missing if source.size != ONE]
+    cheap = TABLE[each.op].kind == "pointwise" and TABLE[each.op].cost <= 1
+    numbers = [source for source in each.inputs if source.size == ONE and not is_leaf(source)]
+    if each.size == ONE or not cheap or not numbers or len(wide) > 1:
+        return [each]
+    if any(TABLE[source.op].kind != "product" for source in wide):
+        return [each]
+    return missing

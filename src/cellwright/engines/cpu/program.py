@@ -8,11 +8,14 @@ from dataclasses import dataclass, field
 from cellwright.engines.cpu import bfloat
 from cellwright.engines.cpu.arrays import Array, Index, Kind, Sources, Stores
 from cellwright.engines.cpu.targets import Group
-from cellwright.ir import ONE, TABLE, Node
+from cellwright.ir import ONE, TABLE, Node, is_leaf
 from cellwright.plan import Stage
 
 NUMBERS = ("steps", "rows", "reverse", "ring", "barrier")
 """Arguments of every program, in a row: extents and switches of its loop."""
+
+NEAR = 3
+"""Operations, other than functions, up to which a value is computed again rather than stored."""
 
 ENTRY = "run"
 """Name of the function that runs a program."""
@@ -62,8 +65,8 @@ class Program:
     def plan_temporaries(self, lanes: int) -> None:
         """Give an array to every value that a later stage reads and that has none yet.
 
-        So has a single number that all units of a row read, which is computed once then. What is a
-        step away from a value in memory (-a, square(a)) is computed again instead.
+        So has a single number that all units of a row read, which is computed once then. What is near a
+        value in memory (-a, square(a - mean)) is computed again instead.
         """
         multiplied = {each.inputs[1] for stage in self.stages for each in stage.products}
         for stage in self.stages:
@@ -78,10 +81,23 @@ class Program:
                 self.stores[each] = [Array(name, kind, stride=stride, boolean=each.vector.boolean)]
 
     def _is_near(self, each: Node) -> bool:
+        """Whether it takes as long to load a value as to compute it from another one in memory."""
+        read: set[Node] = set()
+        return self._operations(each, read) <= NEAR and len(read) <= 1
+
+    def _operations(self, each: Node, read: set[Node]) -> int:
+        """How many there are from what is in memory to a value; adds what is read of each row."""
+        array = self.sources.get(each) or next(iter(self.stores.get(each, ())), None)
+        if array is not None:
+            if array.kind is Kind.ROWS:
+                read.add(each)
+            return 0
         operator = TABLE[each.op]
-        if operator.kind != "pointwise" or operator.cost > 1 or len(each.inputs) > 1:
-            return False
-        return each.inputs[0] in self.stores or each.inputs[0] in self.sources
+        if is_leaf(each):
+            return 0
+        if operator.kind != "pointwise" or operator.cost > 1:
+            return NEAR + 1
+        return 1 + sum(self._operations(source, read) for source in each.inputs)
 
     def plan_words(self) -> None:
         """Give an array to the words of what the products of each stage read."""
@@ -101,11 +117,12 @@ class Program:
 def _single_numbers(stage: Stage) -> list[Node]:
     """What a stage computes once a row, from other numbers of the row, for its units."""
     read = {source for each in stage.pointwise if each.size != ONE for source in each.inputs}
-    return [
-        each
-        for each in stage.pointwise
-        if each.size == ONE and each in read and TABLE[each.op].cost > 1
-    ]
+    cost: dict[Node, int] = {}
+    for each in stage.pointwise:
+        if each.size == ONE:
+            before = sum(cost.get(source, 0) for source in each.inputs)
+            cost[each] = TABLE[each.op].cost + before
+    return [each for each in cost if each in read and cost[each] > 1]
 
 
 def weights_slot(stage: int, number: int) -> str:
