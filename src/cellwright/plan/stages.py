@@ -14,6 +14,10 @@ from dataclasses import dataclass
 from cellwright.ir import TABLE, Node, is_leaf, topological
 
 
+LATE = ("state", "cotangent")
+"""Leaves that the step before a step of the loop yields."""
+
+
 @dataclass(frozen=True)
 class Stage:
     """Work between two barriers.
@@ -78,11 +82,19 @@ def _levels(order: list[Node]) -> dict[Node, int]:
 
 
 def _sink(order: list[Node], level: dict[Node, int]) -> None:
-    """Move what waits for nothing (level 0) to its first user, so that it is not stored."""
+    """Move what waits for nothing in the loop to its first user, so that it is not stored.
+
+    That is what is in the first level, and what follows from x alone.
+    """
+    early: set[Node] = set()
+    for each in order:
+        known = (s in early or (is_leaf(s) and s.op not in LATE) for s in each.inputs)
+        if all(known):
+            early.add(each)
     first_user: dict[Node, int] = {}
     for each in reversed(order):
-        if level[each] == 0 and each in first_user:
-            level[each] = max(0, first_user[each])
+        if each in first_user and (level[each] == 0 or each in early):
+            level[each] = max(level[each], first_user[each])
         needed = level[each] - _waits(each)
         for source in each.inputs:
             first_user[source] = min(first_user.get(source, needed), needed)

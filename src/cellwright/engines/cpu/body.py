@@ -3,7 +3,7 @@
 The generated function, in pseudo-code (``run(arguments, first_row, end_row, share, shares)``):
 
     for i in 0 .. T-1 (or T-1 .. 0 for gradients), or for 96 rows if all steps are one:
-        for stage:
+        for stage (those without products, where no units are shared out, for 4 rows at a time):
             where factors are bfloat16 numbers: for row: operands as words
             for each reduction: for row: total over units, kept for the row
             for each block of units (shared out where shares > 1):
@@ -17,6 +17,7 @@ The generated function, in pseudo-code (``run(arguments, first_row, end_row, sha
 from __future__ import annotations
 
 from collections.abc import Iterable
+from itertools import groupby
 
 from llvmlite import ir
 
@@ -32,6 +33,10 @@ from cellwright.engines.cpu.tiles import TILE_ROWS, Tiles
 from cellwright.engines.cpu.waiting import BARRIER
 from cellwright.ir import ONE, Node
 from cellwright.plan import Stage
+
+NEAR_ROWS = 4
+"""Rows that go through stages without products before the next ones do: few enough to stay in the
+processor's nearest cache, and enough that their sums do not wait for each other."""
 
 TOGETHER = 96
 """Rows that go through all stages before the next, where they are those of all steps: what one
@@ -93,14 +98,35 @@ class _Body:
 
     def _stages(self, more: Value) -> None:
         """All stages; behind the last one threads wait for each other if there is ``more``."""
+        stages = list(enumerate(self.program.stages))
+        for products, found in groupby(stages, key=lambda each: bool(each[1].products)):
+            run = list(found)
+            if products or len(run) == 1:
+                self._in_turn(run, more)
+                continue
+            alone = self.e.b.icmp_signed("==", self.frame.shares, self.e.i64(1))
+            with self.e.b.if_else(alone) as (whole_rows, shares_of_rows):
+                with whole_rows, self.frame.few_rows(NEAR_ROWS):
+                    for index, stage in run:
+                        self._stage(index, stage, self._done_before(index))
+                with shares_of_rows:
+                    self._in_turn(run, more)
+
+    def _in_turn(self, run: Iterable[tuple[int, Stage]], more: Value) -> None:
+        """Stages one after the other, each for all rows."""
+        for index, stage in run:
+            self._stage(index, stage, self._done_before(index))
+            last = index + 1 == len(self.program.stages)
+            self._barrier(more if last else ir.Constant(I1, 1))
+
+    def _done_before(self, index: int) -> Sources:
+        """What lies in memory before a stage, and where."""
         done: Sources = dict(self.program.sources)
-        for index, stage in enumerate(self.program.stages):
-            self._stage(index, stage, done)
+        for stage in self.program.stages[:index]:
             for each in stage.nodes:
                 if each in self.program.stores:
                     done[each] = self.program.stores[each][0]
-            last = index + 1 == len(self.program.stages)
-            self._barrier(more if last else ir.Constant(I1, 1))
+        return done
 
     def _barrier(self, needed: Value) -> None:
         e, b = self.e, self.e.b

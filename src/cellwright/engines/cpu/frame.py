@@ -133,6 +133,16 @@ class Frame:
             yield
         self.row_from, self.row_to, self._passed = first, end, None
 
+    @contextmanager
+    def few_rows(self, count: int) -> Iterator[None]:
+        """The same inside of a step: each of the rows keeps its place everywhere."""
+        first, end = self.row_from, self.row_to
+        with self.e.loop(first, end, count) as row:
+            left = self.e.b.sub(end, row)
+            self.row_from, self.row_to = row, self.e.b.add(row, self.at_most(left, count))
+            yield
+        self.row_from, self.row_to = first, end
+
     def offset(self, array: Array, row: Value) -> Value:
         """Elements from an array's first row to the first unit of another."""
         b = self.e.b

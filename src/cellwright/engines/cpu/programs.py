@@ -80,24 +80,45 @@ def can_fuse(signature: Signature) -> bool:
     """Whether the products with x may be computed at their step with the very same numbers.
 
     They may where every hoisted value is a sum of products with x and at most one bias, and is
-    read once: then its sum simply goes on in the loop.
+    read once: then its sum simply goes on in the loop. They may too where it is in no sum with a
+    product, neither with one of its own nor with one of the loop: then it is computed as before.
     """
     plan = signature.plan.forward
-    if not plan.inputs or plan.saved_inputs or any(is_leaf(node) for node in plan.saved.values()):
+    if not plan.inputs:
         return False
-    for node in plan.inputs.values():
-        terms = _terms(node)
-        vectors = [each for each in terms if each.op == "parameter"]
-        products = [each for each in terms if each.op == "matvec" and each.inputs[1].op == "input"]
-        if len(vectors) > 1 or not products or len(vectors) + len(products) < len(terms):
-            return False
     uses: dict[str, int] = {}
+    sums: dict[str, list[Node]] = {}  # the terms of all sums that a value is in
     for each in topological(plan.loop.roots):
+        terms = _terms(each) if each.op == "add" else []
         for source in each.inputs:
             if source.op == "value":
-                name = str(source.attribute("name"))
-                uses[name] = uses.get(name, 0) + 1
-    return all(uses.get(name, 0) == 1 for name in plan.inputs)
+                uses[_name(source)] = uses.get(_name(source), 0) + 1
+        for term in terms:
+            if term.op == "value":
+                sums.setdefault(_name(term), []).extend(terms)
+    kept = {_name(node) for node in plan.saved.values() if is_leaf(node)}
+    for name, node in plan.inputs.items():
+        once = uses.get(name, 0) == 1 and name not in kept
+        around = sums.get(name, [])
+        beside = around and any(each.op == "matvec" for each in (*around, *_terms(node)))
+        inside = any(
+            node in topological(other.inputs) for other in plan.inputs.values() if other is not node
+        )
+        if inside or (beside and not (once and _is_plain_sum(node))):
+            return False
+    return True
+
+
+def _name(each: Node) -> str:
+    return str(each.attribute("name"))
+
+
+def _is_plain_sum(node: Node) -> bool:
+    """Whether a hoisted value is a sum of products with x, and of a bias at most."""
+    terms = _terms(node)
+    vectors = [each for each in terms if each.op == "parameter"]
+    products = [each for each in terms if each.op == "matvec" and each.inputs[1].op == "input"]
+    return bool(products) and len(vectors) <= 1 and len(vectors) + len(products) == len(terms)
 
 
 def _terms(node: Node) -> list[Node]:
@@ -135,7 +156,8 @@ def forward(
     for name, node in plan.trace.items():
         store(node, layout.array(f"trace.{name}", node.size, Index.TIME))
     if keep:
-        for name, node in plan.saved.items():
+        saved = plan.saved | plan.saved_inputs if fuse else plan.saved
+        for name, node in saved.items():
             array = layout.array(name, node.size, Index.TIME, boolean=node.vector.boolean)
             store(node, array)
     sources = layout.leaves(stores, looped=True)
