@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import threading
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 from typing import Any
 
 from cellwright.engines.cpu import bfloat, product, threads
-from cellwright.engines.cpu.arrays import Sources
+from cellwright.engines.cpu.arrays import Array, Index, Kind, Sources
 from cellwright.engines.cpu.body import emit
 from cellwright.engines.cpu.jobs import Job, jobs
 from cellwright.engines.cpu.ordered import Weight
@@ -186,31 +186,31 @@ class Kernels:
         )
         return found
 
-    def sums(self, need_x: bool, which: str) -> list[Sum]:
-        """The sums behind the "loop", or behind the "inputs"."""
+    def sums(self, need_x: bool) -> list[Sum]:
+        """The sums over all steps and rows, those of one size together."""
 
         def make() -> Any:
             programs = self.planned(need_x)
-            found = programs.loop_sums if which == "loop" else programs.input_sums
-            return self._sums(found)
+            every = [(name, *found) for name, found in programs.loop_sums.items()]
+            for name, (node, sources) in programs.input_sums.items():
+                here = {each: _step_by_step(array) for each, array in sources.items()}
+                every.append((name, node, here))
+            return self._sums(every)
 
-        return self._keep(("sums", need_x, which), make)
+        return self._keep(("sums", need_x), make)
 
-    def _sums(self, found: Mapping[str, tuple[Node, Sources]]) -> list[Sum]:
-        by_size: dict[str, dict[str, tuple[Node, Sources]]] = {}
-        for name, (node, sources) in found.items():
-            by_size.setdefault(node.size, {})[name] = (node, sources)
+    def _sums(self, found: Iterable[tuple[str, Node, Sources]]) -> list[Sum]:
+        places: dict[str, Sources] = {}
+        results: dict[str, dict[Node, list[str]]] = {}
+        for name, node, sources in found:
+            places.setdefault(node.size, {}).update(sources)
+            results.setdefault(node.size, {}).setdefault(node, []).append(name)
         made = []
-        for size, members in by_size.items():
-            places: Sources = {}
-            results: dict[Node, list[str]] = {}
-            for name, (node, each) in members.items():
-                places |= each
-                results.setdefault(node, []).append(name)
-            program = Program([], self.signature.size, places, {}, backward=True)
-            slots = {node: f"sum.{names[0]}" for node, names in results.items()}
+        for size, members in results.items():
+            program = Program([], self.signature.size, places[size], {}, backward=True)
+            slots = {node: f"sum.{number}.{size}" for number, node in enumerate(members)}
             text = emit_sums(program, slots, size, self.double)
-            names = {slots[node]: every for node, every in results.items()}
+            names = {slots[node]: every for node, every in members.items()}
             found_at = self._compiled(program, text)
             made.append(Sum(found_at, names, self.signature.size[size]))
         return made
@@ -219,7 +219,7 @@ class Kernels:
         """Slots of sums that are one parameter's whole gradient and can be written in place."""
 
         def make() -> Any:
-            every = [*self.sums(need_x, "loop"), *self.sums(need_x, "inputs")]
+            every = self.sums(need_x)
             names = [name for each in every for found in each.results.values() for name in found]
             own = {p.name for p in self.signature.plan.parameters} - set(
                 self.signature.plan.backward.once.vectors
@@ -242,6 +242,12 @@ class Kernels:
 
         return self._keep(("jobs", need_x), make)
 
+
+def _step_by_step(array: Array) -> Array:
+    """Where a value lies at one step, that a program for all steps at once finds there."""
+    if array.kind in (Kind.ROWS, Kind.ROW) and array.index is Index.NONE:
+        return replace(array, index=Index.TIME)
+    return array
 
 _warned = False
 

@@ -25,8 +25,7 @@ class ParameterGradients:
         self._slots, self._once = slots, once_values
         made = slots.kernels
         self._jobs = made.jobs(need_x)
-        self._sums = [(each, which) for which in ("loop", "inputs")
-                      for each in made.sums(need_x, which)]  # fmt: skip
+        self._sums = made.sums(need_x)
         self._of_turn = [
             [torch.zeros(each.shape, dtype=slots.dtype) for each in slots.weights]
             for _ in range(turns(self._jobs))
@@ -37,7 +36,7 @@ class ParameterGradients:
     def _place_sums(self, direct: set[str]) -> None:
         """Gradients of vectors in place, where they are one sum; other sums apart."""
         slots = self._slots
-        for each, _ in self._sums:
+        for each in self._sums:
             for slot, names in each.results.items():
                 if slot in direct:
                     place = slots.kernels.weights[names[0]]
@@ -54,9 +53,8 @@ class ParameterGradients:
         product = Product(slots.double, slots.kernels.bf16)
         add_products(product, self._jobs, slots, self._of_turn, rows)
         slots.start_product(product)
-        for each, which in self._sums:
-            count = steps if which == "loop" else 1
-            slots.start_sums(each.compiled, count, rows // count)
+        for each in self._sums:
+            slots.start_sums(each.compiled, steps, slots.rows)
 
     def finished(self) -> list[Tensor]:
         """The gradients, laid out as the weights are."""

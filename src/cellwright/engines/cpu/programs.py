@@ -249,18 +249,21 @@ def _backward_inputs(
 class _Keeper:
     """Finds, or makes, an array over all steps for a value that is needed after the loop.
 
-    What it makes are columns of one array, in the order in which they are asked for.
+    What it makes are columns of one array, in the order in which they are asked for; single numbers
+    of rows are arrays of their own.
     """
 
     def __init__(self, layout: Layout, stores: Stores, slot: str, *, looped: bool):
         self.layout, self.stores, self.slot, self.looped = layout, stores, slot, looped
         self._width = 0
         self._made: list[Array] = []
+        self._numbers: list[Array] = []
 
     @property
     def kept(self) -> dict[str, int]:
-        """The array that it makes, and elements of its rows."""
-        return {self.slot: self._width} if self._made else {}
+        """The arrays that it makes, and elements of their rows."""
+        made = {self.slot: self._width} if self._made else {}
+        return made | {each.slot: each.stride for each in self._numbers}
 
     def outers(self, outers: Iterable[Outer]) -> Outers:
         """Places of what is multiplied for matrices' gradients.
@@ -311,6 +314,12 @@ class _Keeper:
             if not constant_in_time:
                 return known
         index = Index.TIME if self.looped else Index.NONE
+        if node.size == ONE:
+            slot = f"{self.slot}.{len(self._numbers)}"
+            array = self.layout.array(slot, node.size, index, boolean=node.vector.boolean)
+            self._numbers.append(array)
+            self.stores.setdefault(node, []).append(array)
+            return array
         array = self.layout.array(self.slot, node.size, index).moved(self._width)
         self._width += array.stride
         self._made.append(array)
@@ -334,4 +343,7 @@ class _Keeper:
             return node.op in ("constant", "reciprocal_size")
         if TABLE[node.op].kind != "pointwise" or TABLE[node.op].cost > 4:
             return False
+        if node.size == ONE and TABLE[node.op].cost > 1:
+            sources[node] = self.place(node)
+            return True
         return all(self._collect(source, sources) for source in node.inputs)
