@@ -11,7 +11,9 @@ import math
 import threading
 import weakref
 from collections import deque
-from typing import Any
+from collections.abc import Sequence
+from itertools import accumulate
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -32,7 +34,20 @@ _deterministic: Any = torch.utils.deterministic
 
 _NUMPY = {torch.float32: np.float32, torch.float64: np.float64, torch.bool: np.bool_}
 
+APART = 320
+"""Bytes between arrays of one piece of memory, at least, and what their places are a multiple of.
+
+Arrays at the same place of a page drive each other out of the processor's caches.
+"""
+
 Bytes = Any  # a flat array of numpy's uint8
+
+
+class _Block(NamedTuple):
+    """Memory that several arrays share: the last of them to go takes it back."""
+
+    whole: Bytes
+    others: list[None]
 
 
 class Lender:
@@ -43,7 +58,7 @@ class Lender:
     """
 
     def __init__(self) -> None:
-        self._lent: dict[int, tuple[object, Bytes]] = {}
+        self._lent: dict[int, tuple[object, _Block]] = {}
         self._returned: deque[Bytes] = deque()
         self._idle: list[Bytes] = []  # the last one came back last
         self._waiting = 0  # bytes of them
@@ -51,15 +66,32 @@ class Lender:
 
     def take(self, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
         """A contiguous tensor with anything in it."""
-        size = math.prod(shape) * dtype.itemsize
-        if size < FROM:
-            return empty(shape, dtype)
+        return self.take_together([(shape, dtype)])[0]
+
+    def take_together(self, kinds: Sequence[tuple[tuple[int, ...], torch.dtype]]) -> list[Tensor]:
+        """Such tensors of these shapes and dtypes, in one piece of memory that comes back whole."""
+        sizes = [math.prod(shape) * dtype.itemsize for shape, dtype in kinds]
+        lent = [each >= FROM for each in sizes]
+        begins = [0, *accumulate(-(-n // APART) * APART + APART if own else 0
+                                 for n, own in zip(sizes, lent, strict=True))]  # fmt: skip
+        if not begins[-1]:
+            return [empty(shape, dtype) for shape, dtype in kinds]
+        size = begins[-1] - APART if len(kinds) > 1 else sizes[0]
         whole = self._find(size)
         if whole is None:
-            whole = empty(shape, dtype).numpy().reshape(-1).view(np.uint8)
-        array: Any = whole[:size].view(_NUMPY[dtype]).reshape(shape)
+            whole = empty((size,), torch.uint8).numpy()
+        block = _Block(whole, [None] * (sum(lent) - 1))
+        return [
+            self._part(block, begin, n, shape, dtype) if own else empty(shape, dtype)
+            for begin, n, own, (shape, dtype) in zip(begins, sizes, lent, kinds, strict=False)
+        ]
+
+    def _part(
+        self, block: _Block, begin: int, size: int, shape: tuple[int, ...], dtype: torch.dtype
+    ) -> Tensor:
+        array: Any = block.whole[begin : begin + size].view(_NUMPY[dtype]).reshape(shape)
         loan = weakref.ref(array, self._come_back)
-        self._lent[id(loan)] = loan, whole
+        self._lent[id(loan)] = loan, block
         lent = from_numpy(array)
         if (
             _deterministic.fill_uninitialized_memory
@@ -77,7 +109,11 @@ class Lender:
             self._waiting = 0
 
     def _come_back(self, loan: object) -> None:
-        self._returned.append(self._lent.pop(id(loan))[1])
+        block = self._lent.pop(id(loan))[1]
+        if block.others:
+            block.others.pop()
+            return
+        self._returned.append(block.whole)
         if self._busy.acquire(blocking=False):
             try:
                 self._collect()

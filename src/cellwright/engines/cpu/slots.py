@@ -121,10 +121,11 @@ class Slots:
 
     def fresh_together(self, nodes: Mapping[str, Node]) -> dict[str, Tensor]:
         """Let slots be new memory for what nobody but the backward pass will see."""
-        found = {}
-        for slot, node in nodes.items():
-            shape = (self.steps, self.rows, self.sizes[node.size])
-            found[slot] = self.put_steps(slot, lender.take(shape, self.dtype_of(node)))
+        rows = (self.steps, self.rows)
+        kinds = [((*rows, self.sizes[n.size]), self.dtype_of(n)) for n in nodes.values()]
+        found = dict(zip(nodes, lender.take_together(kinds), strict=True))
+        for slot, tensor in found.items():
+            self.put_steps(slot, tensor)
         return found
 
     def take(self, name: str, elements: int, dtype: torch.dtype | None = None) -> Tensor:

@@ -12,6 +12,9 @@ from typing import NamedTuple
 ROOM = 1 << 22
 """Bytes of working memory that a span may take."""
 
+WHOLE = 11 << 20
+"""Bytes up to which a sequence is a single span: parts of it would not stay any nearer."""
+
 LEAST_ROWS = 512
 """Rows (steps x sequences) of a span, however much memory they take: fewer would have to read and
 write the gradients of the matrices too often."""
@@ -32,7 +35,7 @@ def spans(steps: int, rows: int, row_bytes: int, unit: int = 1) -> list[Span]:
         row_bytes: working memory of one sequence's step.
         unit: of steps that have to stay together.
     """
-    if unit == 1 and steps * rows <= LEAST_ROWS:
+    if unit == 1 and (steps * rows <= LEAST_ROWS or steps * rows * row_bytes <= WHOLE):
         return [Span(0, steps)]
     wanted = max(LEAST_ROWS, ROOM // row_bytes) // max(rows, 1) if row_bytes else steps
     units = -(-steps // unit)
