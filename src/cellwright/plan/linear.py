@@ -133,16 +133,14 @@ def _vanish(terms: Iterable[_Term], size: str) -> bool:
         numbers = [n for n in each.inputs if n.op == "constant"]
         others = [n for n in each.inputs if n.op != "constant"]
         if each.op == "neg":
-            add(others[0], -factor)
+            add(each.inputs[0], -factor)
         elif each.op in ("add", "sub") and not numbers:
             add(each.inputs[0], factor)
             add(each.inputs[1], factor if each.op == "add" else -factor)
         elif each.op == "mul" and numbers and others:
             add(others[0], factor * numbers[0].attribute("value"))
-        elif each.op == "expand":
-            add(others[0], factor)
-        elif each.op == "mean" and others[0].size == size:
-            add(others[0], factor)
+        elif each.op == "expand" or (each.op == "mean" and each.inputs[0].size == size):
+            add(each.inputs[0], factor)
         else:
             left[each] = left.get(each, 0.0) + factor
             largest = max(largest, abs(factor))

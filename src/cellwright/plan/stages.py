@@ -13,7 +13,6 @@ from dataclasses import dataclass
 
 from cellwright.ir import TABLE, Node, is_leaf, topological
 
-
 LATE = ("state", "cotangent")
 """Leaves that the step before a step of the loop yields."""
 

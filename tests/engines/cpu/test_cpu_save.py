@@ -50,6 +50,7 @@ def in_spans(monkeypatch, rows):
     """Let spans have that many rows, as near as whole steps and checkpoints allow."""
     monkeypatch.setattr(spans, "LEAST_ROWS", rows)
     monkeypatch.setattr(spans, "ROOM", 1)
+    monkeypatch.setattr(spans, "WHOLE", 0)
 
 
 @pytest.mark.parametrize("reverse", [False, True], ids=["forwards", "backwards"])
@@ -192,7 +193,7 @@ def test_spans_cover_the_sequence(steps, rows, unit):
         assert found[-1].stop == steps
         assert all(each.first % unit == 0 < each.stop - each.first for each in found)
         longest = max(each.stop - each.first for each in found)
-        allowed = max(spans.LEAST_ROWS, spans.ROOM // max(row_bytes, 1))
+        allowed = max(spans.LEAST_ROWS, max(spans.ROOM, spans.WHOLE) // max(row_bytes, 1))
         assert longest == found[0].stop
         assert longest <= unit or longest * rows <= allowed or not row_bytes
 

@@ -65,8 +65,8 @@ class Program:
     def plan_temporaries(self, lanes: int) -> None:
         """Give an array to every value that a later stage reads and that has none yet.
 
-        So has a single number that all units of a row read, which is computed once then. What is near a
-        value in memory (-a, square(a - mean)) is computed again instead.
+        So has a single number that all units of a row read, which is computed once then. What is
+        near a value in memory (-a, square(a - mean)) is computed again instead.
         """
         multiplied = {each.inputs[1] for stage in self.stages for each in stage.products}
         for stage in self.stages:

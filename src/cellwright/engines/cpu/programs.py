@@ -156,8 +156,7 @@ def forward(
     for name, node in plan.trace.items():
         store(node, layout.array(f"trace.{name}", node.size, Index.TIME))
     if keep:
-        saved = plan.saved | plan.saved_inputs if fuse else plan.saved
-        for name, node in saved.items():
+        for name, node in {**plan.saved, **(plan.saved_inputs if fuse else {})}.items():
             array = layout.array(name, node.size, Index.TIME, boolean=node.vector.boolean)
             store(node, array)
     sources = layout.leaves(stores, looped=True)

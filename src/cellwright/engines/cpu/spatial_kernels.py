@@ -109,7 +109,7 @@ class SpatialKernels(Kernels):
             return [
                 each
                 for found in self._summands(need_x)
-                for each in self._sums({n: v for n, v in found.items() if not self._spread(n)})
+                for each in self._sums((n, *v) for n, v in found.items() if not self._spread(n))
             ]
 
         made: list[Sum] = self._keep(("channel sums", need_x), make)
