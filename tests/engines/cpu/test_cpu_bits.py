@@ -17,6 +17,7 @@ from engines.test_backward import UNUSUAL
 
 from cellwright.engines import Cotangents
 from cellwright.engines.cpu import jit, kernels, packing, product, runtime, threads
+from cellwright.engines.cpu.programs import can_fuse
 
 CELLS = CATALOGUE | UNUSUAL
 # One or more of a kind: gates, a stage more, unlike sizes, reductions, many states, comparisons
@@ -215,10 +216,21 @@ def test_a_sequence_in_steps(name):
 
 @pytest.mark.parametrize(
     ("cell", "dtype"),
-    [("elman", F32), ("lstm", F32), ("lstm", F64), ("gru", F64), ("lstm_projection", F32)],
+    [
+        ("elman", F32),
+        ("lstm", F32),
+        ("lstm", F64),
+        ("gru", F64),
+        ("lstm_projection", F32),
+        ("layer_norm_lstm", F32),
+        ("layer_norm_lstm", F64),
+        ("minlstm", F32),
+        ("sru", F64),
+    ],
     ids=str,
 )
 def test_products_with_x_before_the_loop_or_in_it(cell, dtype, monkeypatch):
+    assert can_fuse(make_call(CATALOGUE[cell], None, Shape(4, 5, 19, 18)).signature)
     call = cast(make_call(CATALOGUE[cell], None, Shape(4, 5, 19, 18)), dtype)
     used = []
     original = kernels.Kernels.forward
@@ -236,6 +248,12 @@ def test_products_with_x_before_the_loop_or_in_it(cell, dtype, monkeypatch):
     assert used == [False, False, True, True], "with and without keeping, both ways"
     assert_equal(found[0][0], found[1][0], "hoisted and fused")
     assert_equal(found[0][1], found[1][1], "hoisted and fused")
+
+
+def test_a_value_in_a_sum_with_a_product_of_the_loop_stays_before_it():
+    """tanh(W @ x) + b + U @ (r * h): the chain begins with what has been computed before."""
+    call = make_call(CATALOGUE["mut1"], None, Shape(4, 5, 19, 18))
+    assert not can_fuse(call.signature)
 
 
 # --- other processors --------------------------------------------------------------------------

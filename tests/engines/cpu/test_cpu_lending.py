@@ -58,6 +58,25 @@ def test_the_shortest_that_is_long_enough_is_lent():
     assert place(lender.take((FROM + 50,), torch.float32)) == places[2]
 
 
+def test_arrays_of_one_piece_come_back_when_the_last_is_gone():
+    lender = Lender()
+    kinds = [(SHAPE, torch.float32), ((3, 5), torch.float64), ((FROM, 2), torch.bool)]
+    arrays = lender.take_together(kinds)
+    for each, (shape, dtype) in zip(arrays, kinds, strict=True):
+        assert (each.shape, each.dtype, each.is_contiguous()) == (shape, dtype, True)
+        assert not each._is_view()
+    before, after = place(arrays[0]), place(arrays[2])
+    assert after - before >= arrays[0].nbytes + lending.APART
+    arrays[2].fill_(True)
+    arrays[0].fill_(3.0)
+    assert arrays[2].all()
+    last = arrays.pop()
+    del arrays, each
+    assert not lender._idle and not lender._returned
+    del last
+    assert place(lender.take_together(kinds)[0]) == before
+
+
 def test_short_arrays_are_torchs_own():
     lender = Lender()
     lender.take((3, 5), torch.float32)
