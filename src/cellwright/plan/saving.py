@@ -44,7 +44,7 @@ def choose(needed: Iterable[Node], at_hand: Iterable[Node]) -> list[Node]:
         if cheap and total <= RECOMPUTE_LIMIT:
             cost[each] = total
         elif each in wanted:
-            for part in _parts(each, cost):
+            for part in _parts(each, cost) if total <= RECOMPUTE_LIMIT else [each]:
                 saved[part] = None
                 cost[part] = 0
             cost.setdefault(each, total)
@@ -59,11 +59,13 @@ def _parts(each: Node, cost: Mapping[Node, int]) -> list[Node]:
     or what is at hand. A product is complete as soon as it has been multiplied, while what becomes
     of it with that number is known only when all units are.
     """
+    operator = TABLE[each.op]
+    if operator.kind != "pointwise" or operator.cost > 1 or each.size == ONE:
+        return [each]
     missing = [source for source in each.inputs if source not in cost]
     wide = [source for source in missing if source.size != ONE]
-    cheap = TABLE[each.op].kind == "pointwise" and TABLE[each.op].cost <= 1
     numbers = [source for source in each.inputs if source.size == ONE and not is_leaf(source)]
-    if each.size == ONE or not cheap or not numbers or len(wide) > 1:
+    if not numbers or len(wide) > 1:
         return [each]
     if any(TABLE[source.op].kind != "product" for source in wide):
         return [each]
