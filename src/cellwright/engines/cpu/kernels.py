@@ -249,6 +249,7 @@ def _step_by_step(array: Array) -> Array:
         return replace(array, index=Index.TIME)
     return array
 
+
 _warned = False
 
 
