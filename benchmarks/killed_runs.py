@@ -23,7 +23,7 @@ COMMAND = [sys.executable, "-c", "from cellwright.apps.main import run; run()"]
 SMALL = {
     "double-pole": ["--seed", "5"],
     "cart-pole": ["--with", "total_steps=25000"],
-    "continual-reber": ["--epochs", "3", "--with", "symbols=60000"],
+    "continual-reber": ["--epochs", "3", "--with", "symbols=6000"],
     "timed-spikes": ["--with", "streams=3000"],
     "periodic-functions": ["--epochs", "4", "--with", "updates=400"],
     "long-lag": ["--epochs", "2"],

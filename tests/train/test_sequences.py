@@ -14,7 +14,7 @@ from cellwright.train import objectives
 from cellwright.train.batches import seed_everything
 from cellwright.train.examples import IGNORED, Batch, check_batch
 from cellwright.train.fit import fit
-from cellwright.train.measure import measure, threads
+from cellwright.train.measure import measure, threads, until_wrong
 from cellwright.train.module import TrainingModule
 from cellwright.train.sequences import Generated, Sequences
 from cellwright.train.settings import Settings
@@ -76,15 +76,15 @@ class Counter:
 COUNTED = Streams(Counter, ("nothing",), ("bit",), steps=7, count=10)
 
 
-def train(folder, examples, objective, settings=SETTINGS, stop_after=None):
+def train(folder, examples, objective, settings=SETTINGS, stop_after=None, validation=None, **more):
     if isinstance(objective, str):
         objective = objectives.get(objective)
     seed_everything(settings.seed, settings.epochs)
     spec = cw.cells.get(settings.cell)
     model = objective.model(spec, len(examples.features), len(examples.classes), settings)
-    arguments = (model, objective, examples, None, examples.classes, settings, folder, {})
+    arguments = (model, objective, examples, validation, examples.classes, settings, folder, {})
     if stop_after is None:
-        return model, fit(*arguments)
+        return model, fit(*arguments, **more)
     with pytest.MonkeyPatch.context() as patch:
         begin = TrainingModule.on_train_epoch_start
 
@@ -95,7 +95,7 @@ def train(folder, examples, objective, settings=SETTINGS, stop_after=None):
 
         patch.setattr(TrainingModule, "on_train_epoch_start", stop)
         with pytest.raises(RuntimeError, match="stopped"):
-            fit(*arguments)
+            fit(*arguments, **more)
     return None
 
 
@@ -341,11 +341,49 @@ def test_training_stops_when_enough_in_a_row_are_right(tmp_path):
     assert two == fitted
 
 
-def test_a_row_ends_at_the_first_wrong_sequence_of_the_set():
-    class Same(torch.nn.Module):
-        def forward(self, x, lengths):
-            return x
+def test_training_stops_when_all_of_a_test_on_the_way_are_right(tmp_path):
+    check = replace(DRAWN, count=130)  # three batches
+    settings = SETTINGS.replace(epochs=40, hidden_size=8)
+    examples = replace(DRAWN, count=100)
+    model, fitted = train(tmp_path / "a", examples, FIRST, settings, check=check)
+    assert fitted.solved
+    assert measure(model, FIRST, check, DRAWN.classes).wrong == 0
+    rows = [row["check_row"] for row in fitted.rows]
+    assert 1 < len(rows) < 40 and fitted.epoch == len(rows)
+    assert all(row < 130 for row in rows[:-1]) and rows[-1] == 130
+    # Killed on the way, it stops at the same epoch with the same bits; and stays stopped.
+    stop = {"stop_after": len(rows) - 1, "check": check}
+    train(tmp_path / "b", examples, FIRST, settings, **stop)
+    for _ in range(2):
+        resumed, two = train(tmp_path / "b", examples, FIRST, settings, check=check)
+        assert bits(resumed) == bits(model)
+        assert [row["check_row"] for row in two.rows] == rows and two.solved
 
+
+def test_what_was_right_on_the_way_is_kept_before_the_lowest_validation_loss(tmp_path):
+    settings = SETTINGS.replace(epochs=40, hidden_size=8)
+    strange = Sequences([torch.ones(2, 1)], torch.full((1, 1), -9.0), ("number",), ("first",))
+    more = {"validation": strange, "check": DRAWN}
+    model, fitted = train(tmp_path, replace(DRAWN, count=100), FIRST, settings, **more)
+    losses = [row["validation_loss"] for row in fitted.rows]
+    assert fitted.solved and min(losses) < losses[-1]
+    assert fitted.epoch == len(losses)
+    assert measure(model, FIRST, DRAWN, DRAWN.classes).wrong == 0
+
+
+def test_a_test_on_the_way_needs_to_know_what_is_right(tmp_path):
+    with pytest.raises(UsageError, match="value does not say when a sequence is right"):
+        train(tmp_path / "a", DRAWN, "value", check=DRAWN)
+    with pytest.raises(UsageError, match="--average: the task tests"):
+        train(tmp_path / "b", DRAWN, FIRST, SETTINGS.replace(average=0.9), check=DRAWN)
+
+
+class Same(torch.nn.Module):
+    def forward(self, x, lengths):
+        return x
+
+
+def test_a_row_ends_at_the_first_wrong_sequence_of_the_set(monkeypatch):
     # Two batches: the first is right, the second wrong in its sixth and its tenth sequence.
     inputs = [torch.full((2, 1), float(number in (69, 73))) for number in range(80)]
     examples = Sequences(inputs, [torch.zeros(2, 1)] * 80, ("x",), ("y",))
@@ -357,6 +395,14 @@ def test_a_row_ends_at_the_first_wrong_sequence_of_the_set():
     found = measure(Same(), objective, examples, ("y",))
     assert (found.wrong, found.row) == (2, 69)
     assert found.more == {"largest": 16 / 80}
+    assert until_wrong(Same(), objective, examples, ("y",)) == (69, False)
+    asked = []
+    first = replace(
+        objective, right=lambda *both: asked.append(1) or objective.right(*both) & False
+    )
+    assert until_wrong(Same(), first, examples, ("y",)) == (0, False) and asked == [1]
+    some = replace(examples, inputs=inputs[:66], targets=[torch.zeros(2, 1)] * 66)
+    assert until_wrong(Same(), objective, some, ("y",)) == (66, True)
     plain = measure(Same(), objectives.get("values"), examples, ("y",))
     assert (plain.wrong, plain.row, plain.more) == (None, None, {})
 

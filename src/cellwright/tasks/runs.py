@@ -172,7 +172,7 @@ def _fit(run: Run, console: Console | None) -> tuple[Any, Fitted]:
     fitted = fit(
         model, objectives.get(description.objective), run.train, run.validation,
         description.classes, settings, run.folder.work, description.as_dict(),
-        tensorboard=run.tensorboard, console=console,
+        check=run.data.check, tensorboard=run.tensorboard, console=console,
     )  # fmt: skip
     return model, fitted
 

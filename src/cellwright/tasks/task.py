@@ -81,11 +81,14 @@ class Data:
         train, test: sequences with targets.
         validation: to choose the best epoch by, where the task has its own; None to leave that
             to the settings.
+        check: to test on after every epoch; training ends once all of them are right. None to
+            go on for all epochs.
     """
 
     train: Examples
     test: Examples
     validation: Examples | None = None
+    check: Examples | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -23,6 +23,7 @@ from cellwright.errors import UsageError
 from cellwright.train import processes, storage
 from cellwright.train.averaging import Average
 from cellwright.train.callbacks import Bar, CtrlC, Journal, Keeper, Patience, Row
+from cellwright.train.checks import Check
 from cellwright.train.examples import Examples, Loader
 from cellwright.train.module import KIND, SafetensorsIO, TrainingModule
 from cellwright.train.objectives import Objective
@@ -41,7 +42,8 @@ class Fitted:
         epoch: the epoch whose weights the model has.
         seconds: time in training, over all its parts if it was resumed.
         sequences: how many were trained on.
-        solved: whether training stopped because enough sequences in a row were right.
+        solved: whether training stopped because enough sequences in a row were right, or all
+            of those on which it is tested on the way.
         skipped: updates that were left out because the gradient was not finite.
     """
 
@@ -63,14 +65,16 @@ def fit(
     folder: Path,
     identity: dict[str, Any],
     *,
+    check: Examples | None = None,
     tensorboard: bool = False,
     console: Console | None = None,
 ) -> Fitted:
     """Train a model in place, writing the log and the checkpoints into a folder.
 
     With validation series, the model ends with the weights of the epoch with the lowest
-    validation loss; without, with those of the last epoch. If the folder has a checkpoint,
-    training goes on from it, and ends with the same bits as if it had not been interrupted.
+    validation loss; without, or where all of ``check`` was right, with those of the last epoch. If
+    the folder has a checkpoint, training goes on from it, and ends with the same bits as if it had
+    not been interrupted.
 
     Args:
         model: takes (x, lengths), gives what the objective takes.
@@ -80,14 +84,21 @@ def fit(
         settings: of the training.
         folder: for ``log.csv`` and ``checkpoints/``.
         identity: plain values that a checkpoint must agree with.
+        check: sequences to test on after every epoch; training ends once all of them are right.
         tensorboard: also log for TensorBoard.
         console: where the progress bar goes; None for no bar.
 
     Raises:
         CheckpointError: the folder's checkpoint cannot be used.
         DataError: a label of the series is not among the classes.
-        UsageError: training diverged, TensorBoard is not installed, or a file cannot be written.
+        UsageError: training diverged, TensorBoard is not installed, a file cannot be written, or
+            it is tested on the way while averages are kept.
     """
+    if check is not None and settings.average is not None:
+        raise UsageError(
+            "--average: the task tests the weights on the way and stops when they are right, and "
+            "their average is other weights; leave --average out"
+        )
     batches = train.batches(settings.batch_size, settings.seed, classes)
     loaders = None if validation is None else validation.batches(256, None, classes)
     if settings.tbptt is not None:
@@ -113,6 +124,8 @@ def fit(
         methods.append(Average(settings.average))
     if settings.patience is not None:
         methods.append(Patience(monitor, settings.patience))
+    if check is not None:
+        methods.append(Check(check, tuple(classes)))  # before the log and the checkpoints
     with quiet():
         trainer = Trainer(
             accelerator="cpu",
@@ -136,7 +149,8 @@ def fit(
         with interrupt.heard():
             _run(trainer, module, batches, loaders, resume)
     chosen = int(journal.rows[-1]["epoch"])
-    if validation is not None and not rank:
+    checked = check is not None and module.solved
+    if validation is not None and not checked and not rank:
         state = storage.load(keeper.best, KIND)["state_dict"]
         module.load_state_dict(state)
         chosen = keeper.best_epoch

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from cellwright.engines import choice
+from cellwright.errors import UsageError
 from cellwright.train.batches import Batches
 from cellwright.train.examples import Batch, Examples, Loader
 from cellwright.train.objectives import Objective
@@ -128,6 +129,33 @@ def measure(
         row=row if objective.right is not None else None,
         more={name: value / things for name, value in more.items()},
     )
+
+
+def until_wrong(
+    model: nn.Module, objective: Objective, examples: Examples, classes: tuple[str, ...]
+) -> tuple[int, bool]:
+    """Sequences that are right before the first wrong one, and whether all are right.
+
+    What comes after the batch with the first wrong one is not run.
+
+    Raises:
+        UsageError: the objective does not say when a sequence is right.
+    """
+    if objective.right is None:
+        raise UsageError(
+            f"the objective {objective.name} does not say when a sequence is right, so training "
+            "cannot stop when all are; give it a right=, or the data no check="
+        )
+    row = 0
+    with evaluating(model):
+        for batch, found in answers(model, examples.batches(_BATCH, None, classes)):
+            if not objective.count(batch.targets):
+                continue
+            right = objective.right(found, batch.targets)
+            row += int(right.long().cumprod(0).sum())
+            if not right.all():
+                return row, False
+    return row, True
 
 
 def answers(model: Any, loader: Loader) -> Iterator[tuple[Batch, Tensor]]:

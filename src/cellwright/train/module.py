@@ -44,7 +44,7 @@ class TrainingModule(LightningModule):
         sequences: how many have been trained on.
         skipped: updates that were left out because the gradient was not finite.
         right_in_a_row: how many of them have been right since the last wrong one.
-        solved: whether training has stopped for that reason.
+        solved: whether training has stopped for that reason, or for a test on the way.
     """
 
     def __init__(
