@@ -177,7 +177,7 @@ _DECAYS: dict[str, Any] = {"schedule": "step", "decay": 0.95, "decay_epochs": 1}
     ),
     report=("solved", "epoch_of_weights", "test_wrong"),
 )  # fmt: skip
-def continual_reber(strings: int = 300, steps: int = 30, symbols: int = 150_000) -> Data:
+def continual_reber(strings: int = 300, steps: int = 60, symbols: int = 150_000) -> Data:
     """Streams to train on, others to test on the way, and others again to test on at the end.
 
     After every epoch ten streams of 100,000 symbols are foretold, as in the paper; training stops
