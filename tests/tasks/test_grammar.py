@@ -1,6 +1,7 @@
 """Embedded Reber strings, continual and not, and the languages that need counting."""
 
 import hashlib
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -9,6 +10,7 @@ import torch
 from cellwright.errors import UsageError
 from cellwright.tasks import counting, reber
 from cellwright.tasks.continual_reber import ContinualReber, continual_reber
+from cellwright.train.measure import until_wrong
 
 # The grammar as a table by hand, state by state: 0 to 6 are Reber's own, in the order of the
 # diagram of Cleeremans, Servan-Schreiber & McClelland 1989; None ends the string.
@@ -276,8 +278,50 @@ def test_measured_streams_are_not_those_of_training():
     assert torch.equal(measured.x, next(iter(data.test.batches(2))).x)
 
 
+def test_a_perfect_net_foretells_ten_streams_of_100_000_symbols():
+    data = continual_reber.load()
+    windows = data.check.batches(64)
+    first = next(iter(windows))
+    assert first.x.shape == (1_000, 10, 7) and len(windows) == 100
+    measured = next(iter(data.test.batches(64)))
+    assert measured.x.shape == (1_000, 64, 7) and not torch.equal(measured.x[:, :10], first.x)
+    assert torch.equal(next(iter(data.check.batches(64))).x, first.x)
+
+
+class Grammar(torch.nn.Module):
+    """Knows the grammar; forgets it at one step of one window."""
+
+    def __init__(self, wrong=None):
+        super().__init__()
+        self.wrong, self.windows = wrong, 0
+
+    def carry(self, x, lengths, reset, state):
+        state = list(state or [0] * x.shape[1])
+        said = torch.zeros(*x.shape)
+        for t, symbols in enumerate(x.argmax(-1).tolist()):
+            for b, symbol in enumerate(symbols):
+                choice = reber.COMES[state[b]].tolist().index(symbol)
+                state[b] = reber.LEADS[state[b], choice]
+                said[t, b] = torch.from_numpy(reber.POSSIBLE[state[b]]).float()
+        if self.windows == self.wrong:
+            said[7, 2] = 0.0
+        self.windows += 1
+        return said, state
+
+
+def test_a_test_on_the_way_ends_at_the_first_wrong_prediction():
+    check = replace(continual_reber.load().check, steps=50, count=6)
+    for wrong, expected, windows in ((None, (60, True), 6), (3, (32, False), 4)):
+        model = Grammar(wrong)
+        assert until_wrong(model, reber.NEXT_SYMBOL, check, reber.SYMBOLS) == expected
+        assert model.windows == windows
+
+
 def test_counting_is_tested_on_each_n_once():
     data = counting.count_letters.load(language="anbncn", limit=7)
     assert [len(each) for each in data.test.inputs] == [3 * n + 1 for n in range(1, 8)]
+    assert [len(each) for each in data.validation.inputs] == [3 * n + 1 for n in range(11, 51)]
+    longest = max(len(each.x) for each in data.train.batches(100, 0))
+    assert longest == 3 * 10 + 1
     outputs = torch.where(counting.strings([2])[2] > 0.5, 3.0, -3.0)
     assert counting.POSSIBLE_SYMBOLS.metric(outputs, counting.strings([2])[2]) == 1

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 import cellwright.nn as cwnn
+from cellwright.errors import UsageError
 from cellwright.lang import CellSpec
 from cellwright.train.classifier import pool
 from cellwright.train.examples import Examples
@@ -43,6 +45,7 @@ class SequenceModel(nn.Module):
         settings: of the layers; see `Settings`. ``pooling`` says what of a sequence the head
             reads where it answers at the end.
         every_step: whether the head answers at every step, or once a sequence.
+        shortcut: whether the head at a step reads the step's input as well.
 
     Shapes:
         x: (T, B, features), lengths: (B,); returns (T, B, outputs), or (B, outputs) where the
@@ -63,14 +66,18 @@ class SequenceModel(nn.Module):
         settings: Settings,
         *,
         every_step: bool = True,
+        shortcut: bool = False,
     ):
         super().__init__()
-        self.every_step = every_step
+        if shortcut and not every_step:
+            raise UsageError("shortcut: there is none to a head that answers once a sequence")
+        self.every_step, self.shortcut = every_step, shortcut
         self.pooling, self.directions = settings.pooling, 2 if settings.bidirectional else 1
         self.recurrent = recurrent_layer(cell, features, settings)
         self.dropout = nn.Dropout(settings.dropout)
         parts = 2 if not every_step and self.pooling == "mean-max" else 1
-        self.head = nn.Linear(parts * output_size(cell, features, settings), outputs)
+        read = parts * output_size(cell, features, settings) + (features if shortcut else 0)
+        self.head = nn.Linear(read, outputs)
 
     def prepare(self, train: Examples) -> None:
         """Measure what has to be known of the training sequences: nothing."""
@@ -91,7 +98,8 @@ class SequenceModel(nn.Module):
         y, state = self.recurrent(x, state, lengths=lengths, reset=reset)
         if not self.every_step:
             y = pool(y, lengths, self.pooling, self.directions)
-        return self.head(self.dropout(y)), state
+        y = self.dropout(y)
+        return self.head(torch.cat([y, x], -1) if self.shortcut else y), state
 
 
 def at_the_end(cell: CellSpec, features: int, outputs: int, settings: Settings) -> SequenceModel:
