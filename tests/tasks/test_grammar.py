@@ -320,7 +320,7 @@ def test_a_test_on_the_way_ends_at_the_first_wrong_prediction():
 def test_counting_is_tested_on_each_n_once():
     data = counting.count_letters.load(language="anbncn", limit=7)
     assert [len(each) for each in data.test.inputs] == [3 * n + 1 for n in range(1, 8)]
-    assert [len(each) for each in data.validation.inputs] == [3 * n + 1 for n in range(11, 51)]
+    assert [len(each) for each in data.validation.inputs] == [3 * n + 1 for n in range(1, 101)]
     longest = max(len(each.x) for each in data.train.batches(100, 0))
     assert longest == 3 * 10 + 1
     outputs = torch.where(counting.strings([2])[2] > 0.5, 3.0, -3.0)

@@ -373,6 +373,19 @@ def test_what_was_right_on_the_way_is_kept_before_the_lowest_validation_loss(tmp
     assert measure(model, FIRST, DRAWN, DRAWN.classes).wrong == 0
 
 
+def test_the_best_epoch_may_be_that_with_the_highest_metric(tmp_path):
+    large = replace(FIRST, metric=lambda outputs, targets: outputs.mean(), best_by_metric=True)
+    held_out = Sequences([torch.ones(2, 1)], torch.zeros(1, 1), ("number",), ("first",))
+    epochs = {}
+    for name, objective in (("metric", large), ("loss", replace(large, best_by_metric=False))):
+        _, fitted = train(tmp_path / name, DRAWN, objective, SETTINGS, validation=held_out)
+        metrics = [row["validation_mse"] for row in fitted.rows]
+        losses = [row["validation_loss"] for row in fitted.rows]
+        epochs[name] = fitted.epoch
+    assert epochs["metric"] == 1 + metrics.index(max(metrics))
+    assert epochs["loss"] == 1 + losses.index(min(losses)) != epochs["metric"]
+
+
 def test_a_test_on_the_way_needs_to_know_what_is_right(tmp_path):
     with pytest.raises(UsageError, match="value does not say when a sequence is right"):
         train(tmp_path / "a", DRAWN, "value", check=DRAWN)

@@ -125,10 +125,11 @@ class Keeper(Checkpoint):
     Args:
         folder: where to.
         monitor: the metric whose lowest value is the best.
+        highest: whether it is its highest value instead; of equal ones the first.
     """
 
-    def __init__(self, folder: Path, monitor: str):
-        self.folder, self.monitor = folder, monitor
+    def __init__(self, folder: Path, monitor: str, *, highest: bool = False):
+        self.folder, self.monitor, self.highest = folder, monitor, highest
         self.best_value = float("inf")
         self.best_epoch = 0
 
@@ -143,7 +144,7 @@ class Keeper(Checkpoint):
         return self.folder / "last.safetensors"
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        value = float(trainer.callback_metrics[self.monitor])
+        value = float(trainer.callback_metrics[self.monitor]) * (-1 if self.highest else 1)
         if value < self.best_value:
             self.best_value, self.best_epoch = value, trainer.current_epoch + 1
             trainer.save_checkpoint(self.best, weights_only=False)

@@ -72,9 +72,9 @@ def fit(
     """Train a model in place, writing the log and the checkpoints into a folder.
 
     With validation series, the model ends with the weights of the epoch with the lowest
-    validation loss; without, or where all of ``check`` was right, with those of the last epoch. If
-    the folder has a checkpoint, training goes on from it, and ends with the same bits as if it had
-    not been interrupted.
+    validation loss (or the highest metric, where the objective says so); without, or where all of
+    ``check`` was right, with those of the last epoch. If the folder has a checkpoint, training goes
+    on from it, and ends with the same bits as if it had not been interrupted.
 
     Args:
         model: takes (x, lengths), gives what the objective takes.
@@ -111,7 +111,9 @@ def fit(
     monitor = "train_loss" if validation is None else "validation_loss"
     module = TrainingModule(model, objective, settings, batches, identity, streak, monitor)
     journal = Journal(folder / "log.csv")
-    keeper = Keeper(folder / "checkpoints", monitor)
+    by_metric = validation is not None and objective.best_by_metric
+    best = f"validation_{objective.metric_name}" if by_metric else monitor
+    keeper = Keeper(folder / "checkpoints", best, highest=by_metric)
     interrupt = CtrlC()
     bar = [Bar(console, objective.metric_name)] if console is not None and not rank else []
     loggers: list[Logger] = []

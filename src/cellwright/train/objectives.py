@@ -30,6 +30,8 @@ class Objective:
         right: (outputs, targets) -> (B,) booleans, whether each sequence is right; None where
             that has no meaning.
         percent: whether the metric is a share, to be shown in per cent.
+        best_by_metric: whether the best epoch is that with the highest metric in validation, and
+            not that with the lowest loss.
         more: other metrics by their names in ``metrics.json``, where they stand beside the first.
         defaults: settings that suit it, where they differ from those of `Settings`.
     """
@@ -42,6 +44,7 @@ class Objective:
     count: Callable[[Tensor], int] = len
     right: Callable[[Tensor, Tensor], Tensor] | None = None
     percent: bool = False
+    best_by_metric: bool = False
     more: Mapping[str, Callable[[Tensor, Tensor], Tensor]] = field(default_factory=dict)
     defaults: Mapping[str, Any] = field(default_factory=dict)
 
