@@ -192,8 +192,12 @@ _GERS = (
         ),
     ),
     cases=(
-        Case("anbn", {"language": "anbn"}),
-        Case("anbn, n up to 50", {"language": "anbn", "high": 50}, {"epochs": 40}),
+        Case("anbn"),
+        Case("anbn, two cells", changes={"hidden_size": 2, "learning_rate": 0.1}),
+        Case(
+            "anbn, n up to 50", {"high": 50},
+            {"hidden_size": 2, "learning_rate": 0.03, "epochs": 40},
+        ),
         Case("anbncn", {"language": "anbncn"}, {"hidden_size": 3}),
         Case(
             "anbncn, n up to 30", {"language": "anbncn", "high": 30},
