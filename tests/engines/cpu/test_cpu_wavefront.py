@@ -360,11 +360,10 @@ def test_the_way_follows_from_the_shapes():
     assert beside(100, 1, 64)
     assert beside(100, 1, 128, layers=3)
     assert not beside(5, 1, 64)  # done before another thread has begun
-    assert beside(100, 16, 128, layers=3)  # few rows are shared out
-    assert not beside(100, 64, 128)  # many are
-    assert beside(100, 1, 256)  # units are
-    assert not beside(100, 1, 256, layers=3)  # a large layer would go from thread to thread
-    assert not beside(100, 1, 512)
+    assert beside(100, 8, 128, layers=3)  # few rows are shared out
+    assert not beside(100, 16, 128)  # many are
+    assert beside(100, 1, 180)  # units are
+    assert not beside(100, 1, 256)  # a large layer would go from thread to thread
     torch.set_num_threads(4)
     assert beside(100, 1, 64)
     assert not beside(100, 16, 128)  # two layers would leave two threads idle

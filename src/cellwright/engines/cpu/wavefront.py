@@ -22,7 +22,7 @@ from cellwright.engines.cpu.fronts import Parts, fronts, once
 from cellwright.engines.cpu.kernels import kernels
 from cellwright.engines.cpu.memory import memory
 from cellwright.engines.cpu.pieces import Layer, Piecewise, in_pieces
-from cellwright.engines.cpu.runtime import LARGE_WEIGHTS, way
+from cellwright.engines.cpu.runtime import way
 from cellwright.engines.cpu.schedule import Table
 from cellwright.engines.cpu.turns import together
 from cellwright.engines.protocol import Call, Cotangents, Gradients, Result
@@ -32,8 +32,9 @@ LEAST = 2_000_000
 """Multiplications in the loops of all layers from which another thread pays, though it may have to
 be woken."""
 
-FEW_ROWS = 16
-"""Rows up to which two threads gain by a layer each where they could share out its loop."""
+FEW_ROWS, SMALL_WEIGHTS = 8, 150_000
+"""Rows and weights up to which two threads gain by a layer each where they could share out its
+loop: weights that are read by one thread and then by the other come from afar."""
 
 PIECES, SHORTEST = 20, 6
 """Pieces of a sequence at most, and steps of one at least: a piece of few steps reads the weights
@@ -45,8 +46,7 @@ def are_faster(signatures: Sequence[Signature], x: Tensor) -> bool:
 
     They are where the loop of each by itself would run on one thread. So they are on two threads
     where these would share out few rows, or the units of small layers: a thread then has more rows
-    to use its weights for, and waits less often. Large layers should come out even, for weights
-    that are read by one thread and then by the other come from afar.
+    to use its weights for, and waits less often.
     """
     team = threads.count()
     if team < 2 or any(each.spatial for each in signatures):
@@ -59,8 +59,7 @@ def are_faster(signatures: Sequence[Signature], x: Tensor) -> bool:
         return False
     if all(way(work, steps, rows)[1] == 1 for work in works):
         return True
-    most = LARGE_WEIGHTS if len(works) % team == 0 else LARGE_WEIGHTS // 2
-    return team == 2 and rows <= FEW_ROWS and max(works) < most
+    return team == 2 and rows <= FEW_ROWS and max(works) < SMALL_WEIGHTS
 
 
 def piece_of(steps: int) -> int:
