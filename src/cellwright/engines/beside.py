@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from cellwright.engines import several
 from cellwright.engines.direct import arriving, differentiable_gradient
 from cellwright.engines.protocol import Call, Engine, Result, SideBySide
 from cellwright.engines.tensors import own_precision, split
@@ -32,12 +33,7 @@ def run(calls: Sequence[Call], beside: SideBySide, engine: Engine, *, keep: bool
     backwards = calls[::-1]  # as autograd takes functions, the last first
     tensors = [each for call in backwards for each in (call.x, *call.states, *call.weights)]
     outputs = _Recurrences.apply(backwards, beside, engine, *tensors)
-    states, trace = len(calls[0].states), len(calls[0].signature.plan.forward.trace)
-    found = []
-    for part in split(outputs, [1 + states + trace] * len(calls)):
-        (output,), after, traced = split(part, [1, states, trace])
-        found.append(Result(output, after, traced, []))
-    return found[::-1]
+    return several.results(backwards, outputs)[::-1]
 
 
 class _Recurrences(torch.autograd.Function):
@@ -49,33 +45,17 @@ class _Recurrences(torch.autograd.Function):
     ) -> tuple[Tensor, ...]:
         with own_precision(calls[0].x):
             found = beside.forward(calls, keep=True)
-        ctx.set_materialize_grads(False)
         ctx.beside, ctx.engine = beside, engine
-        ctx.calls = [(call.signature, call.reverse) for call in calls]
-        saved: list[Tensor] = []
-        ctx.counts, ctx.like, results = [], [], []
-        for call, each in zip(calls, found, strict=True):
-            parts = [[call.x], call.states, call.weights, call.streams, each.kept]
-            saved += [tensor for part in parts for tensor in part]
-            ctx.counts.append([len(part) for part in parts])
-            own = [each.output, *each.states, *each.trace]
-            ctx.like.append([(tensor.shape, tensor.dtype, tensor.device) for tensor in own])
-            results += own
-        ctx.save_for_backward(*saved)
-        return tuple(results)
+        return several.save(ctx, calls, found)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
-        saved = split(ctx.saved_tensors, [sum(counts) for counts in ctx.counts])
+        calls, every_kept = several.saved_calls(ctx)
         given = split(gradients, [len(like) for like in ctx.like])
-        calls, every_kept, cotangents = [], [], []
-        for (signature, reverse), counts, own, like, arrived in zip(
-            ctx.calls, ctx.counts, saved, ctx.like, given, strict=True
-        ):
-            (x,), states, weights, streams, kept = split(own, counts)
-            calls.append(Call(signature, x, states, weights, streams, reverse))
-            every_kept.append(kept)
-            cotangents.append(arriving(arrived, like, len(states)))
+        cotangents = [
+            arriving(arrived, like, len(call.states))
+            for arrived, like, call in zip(given, ctx.like, calls, strict=True)
+        ]
         need_x = ctx.needs_input_grad[3]
         found: list[Tensor | None] = []
         if torch.is_grad_enabled():

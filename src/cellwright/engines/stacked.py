@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from cellwright.engines import several
 from cellwright.engines.direct import arriving, differentiable_gradient
 from cellwright.engines.protocol import Call, Cotangents, Engine, Result, SideBySide
 from cellwright.engines.tensors import own_precision, split
@@ -33,12 +34,7 @@ def run(calls: Sequence[Call], way: SideBySide, engine: Engine, *, keep: bool) -
             return way.forward(calls, keep=False)
     tensors = [each for call in calls for each in (*call.states, *call.weights)]
     outputs = _Stack.apply(calls, way, engine, calls[0].x, *tensors)
-    found = []
-    counts = [(1, len(c.states), len(c.signature.plan.forward.trace)) for c in calls]
-    for part, count in zip(split(outputs, [sum(each) for each in counts]), counts, strict=True):
-        (output,), after, traced = split(part, count)
-        found.append(Result(output, after, traced, []))
-    return found
+    return several.results(calls, outputs)
 
 
 class _Stack(torch.autograd.Function):
@@ -50,26 +46,14 @@ class _Stack(torch.autograd.Function):
     ) -> tuple[Tensor, ...]:
         with own_precision(calls[0].x):
             found = way.forward(calls, keep=True)
-        ctx.set_materialize_grads(False)
         ctx.way, ctx.engine = way, engine
-        ctx.signatures = [call.signature for call in calls]
-        saved: list[Tensor] = []
-        ctx.counts, ctx.like, results = [], [], []
-        x = calls[0].x
-        for call, each in zip(calls, found, strict=True):
-            parts = [[x], call.states, call.weights, call.streams, each.kept]
-            saved += [tensor for part in parts for tensor in part]
-            ctx.counts.append([len(part) for part in parts])
-            own = [each.output, *each.states, *each.trace]
-            ctx.like.append([(tensor.shape, tensor.dtype, tensor.device) for tensor in own])
-            results += own
-            x = each.output
-        ctx.save_for_backward(*saved)
-        return tuple(results)
+        below = [calls[0].x, *(each.output for each in found)]
+        entered = [replace(call, x=x) for call, x in zip(calls, below, strict=False)]
+        return several.save(ctx, entered, found)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
-        saved = split(ctx.saved_tensors, [sum(counts) for counts in ctx.counts])
+        calls, every_kept = several.saved_calls(ctx)
         given = split(gradients, [len(like) for like in ctx.like])
         need_x, *needs = ctx.needs_input_grad[3:]
         lengths = [states + weights for _, states, weights, *_ in ctx.counts]
@@ -78,16 +62,11 @@ class _Stack(torch.autograd.Function):
         # Below the first layer of which something is wanted nobody asks for a gradient.
         first = next(number for number, each in enumerate(accumulate(wanted)) if each)
         need_x = first == 0 and need_x
-        calls, every_kept, cotangents = [], [], []
-        for signature, counts, own, like, arrived in zip(
-            ctx.signatures, ctx.counts, saved, ctx.like, given, strict=True
-        ):
-            (x,), states, weights, streams, kept = split(own, counts)
-            calls.append(Call(signature, x, states, weights, streams, False))
-            every_kept.append(kept)
-            if len(calls) < len(given) and arrived[0] is None:
-                arrived = [x.new_empty(0), *arrived[1:]]  # it comes from the layer above
-            cotangents.append(arriving(arrived, like, len(states)))
+        cotangents: list[Cotangents] = []
+        for call, like, arrived in zip(calls, ctx.like, given, strict=True):
+            if len(cotangents) < len(given) - 1 and arrived[0] is None:
+                arrived = [call.x.new_empty(0), *arrived[1:]]  # it comes from the layer above
+            cotangents.append(arriving(arrived, like, len(call.states)))
         between = [each[0] for each in given[first:-1]]
         asked = calls[first:], every_kept[first:], cotangents[first:]
         if torch.is_grad_enabled() or not between or any(each is not None for each in between):

@@ -13,7 +13,7 @@ from cellwright.engines.cpu import jit, repeated, threads
 from cellwright.engines.cpu.backward_pass import BackwardPass
 from cellwright.engines.cpu.forward_pass import ForwardPass
 from cellwright.engines.cpu.kernels import kernels
-from cellwright.engines.cpu.members import Arguments, Script, Stride, lanes_driver
+from cellwright.engines.cpu.members import Arguments, OneCall, Stride, lanes_driver
 from cellwright.engines.cpu.memory import memory
 from cellwright.engines.cpu.runtime import way
 from cellwright.engines.cpu.scripted import Scripted
@@ -31,7 +31,7 @@ LONG = 1 << 16
 """Rows times steps from which two directions at once no longer find room for what they keep."""
 
 
-class Lane(Script):
+class Lane(OneCall):
     """The programs of one call, run by one thread.
 
     Args:
@@ -39,18 +39,12 @@ class Lane(Script):
     """
 
     def __init__(self, number: int):
-        super().__init__(1)
-        self.place = f" of lane {number}"
+        super().__init__(f"lane {number}")
         self._tasks: list[int] = []
 
     @property
     def count(self) -> int:
         return len(self._tasks)
-
-    def take(self, name: str, elements: int, dtype: torch.dtype) -> Tensor:
-        taken = memory.take(name + self.place, elements, dtype)
-        self.held.append(taken)
-        return taken
 
     def add(
         self, program: int, rows: int, arguments: Arguments, count: int,

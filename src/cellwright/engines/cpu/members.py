@@ -125,6 +125,23 @@ class Script:
         self._programs, self._longest, self.work, self.held = [], 0, 0, []
 
 
+class OneCall(Script):
+    """Programs of one call that runs beside others, with working memory of its own.
+
+    Args:
+        whose: the memory is.
+    """
+
+    def __init__(self, whose: str):
+        super().__init__(1)
+        self.place = f" of {whose}"
+
+    def take(self, name: str, elements: int, dtype: torch.dtype) -> Tensor:
+        taken = memory.take(name + self.place, elements, dtype)
+        self.held.append(taken)
+        return taken
+
+
 def within(tensor: Tensor) -> Tensor:
     """``tensor`` such that the numbers of each member lie one after the other."""
     if tensor.stride(0) == 0 and tensor.shape[0] > 0:

@@ -13,13 +13,10 @@ from functools import lru_cache
 from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from cellwright.engines.cpu.arrays import Array, Index, Kind
 from cellwright.engines.cpu.fronts import Parts, Task, once
-from cellwright.engines.cpu.members import Arguments, Script, Stride
-from cellwright.engines.cpu.memory import memory
+from cellwright.engines.cpu.members import Arguments, OneCall, Stride
 from cellwright.engines.cpu.program import Program
 from cellwright.engines.cpu.runtime import Addresses, Compiled
 from cellwright.engines.cpu.scripted import Scripted
@@ -30,7 +27,7 @@ if TYPE_CHECKING:
     from cellwright.engines.cpu.matrices import Product
 
 
-class Around(Script):
+class Around(OneCall):
     """Programs that run once: before all pieces of a layer, or behind them.
 
     Args:
@@ -38,19 +35,13 @@ class Around(Script):
     """
 
     def __init__(self, number: int):
-        super().__init__(1)
-        self.place = f" of layer {number}"
+        super().__init__(f"layer {number}")
         self.tasks: list[Task] = []
         self.given: list[bytes] = []
 
     @property
     def count(self) -> int:
         return len(self.tasks)
-
-    def take(self, name: str, elements: int, dtype: torch.dtype) -> Tensor:
-        taken = memory.take(name + self.place, elements, dtype)
-        self.held.append(taken)
-        return taken
 
     def add(
         self, program: int, rows: int, arguments: Arguments, count: int,
