@@ -14,18 +14,23 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch._C._functorch import (
     TransformType,
+    _add_batch_dim,
     get_interpreter_stack,
     get_unwrapped,
     is_batchedtensor,
     is_functorch_wrapped_tensor,
     maybe_get_bdim,
     maybe_get_level,
+)
+from torch._functorch.pyfunctorch import (
+    VmapInterpreter,
+    retrieve_current_functorch_interpreter,
 )
 from torch.nn import Parameter
 
@@ -76,9 +81,40 @@ def run(call: Call, engine: Engine) -> Result:
         torch.is_grad_enabled() and any(_innermost(each).requires_grad for each in tensors)
     )
     frame = _Frame(call.signature, engine, call.reverse, keep, len(call.weights))
-    outputs = _Recurrence.apply(frame, *tensors, *call.streams)
+    arguments = *tensors, *call.streams
+    outputs = None if keep else _mapped_once(frame, arguments)
+    if outputs is None:
+        outputs = _Recurrence.apply(frame, *arguments)
     results = split(outputs, frame.results)
     return Result(results[0][0], results[1], results[2], [])
+
+
+class _Info(NamedTuple):
+    """What torch tells a function that is mapped."""
+
+    batch_size: int
+
+
+def _mapped_once(frame: _Frame, arguments: Sequence[Tensor]) -> list[Tensor] | None:
+    """Results under a single vmap and without gradients, or None elsewhere.
+
+    The same as by torch's own way to a function's vmap, which takes longer than a small recurrence.
+    """
+    stack = get_interpreter_stack() or ()
+    if len(stack) != 1 or stack[0].key() != TransformType.Vmap:
+        return None
+    dims = [maybe_get_bdim(each) if is_batchedtensor(each) else None for each in arguments]
+    if all(each is None for each in dims):
+        return None
+    interpreter = retrieve_current_functorch_interpreter()
+    assert isinstance(interpreter, VmapInterpreter)
+    inner = [get_unwrapped(each) if is_batchedtensor(each) else each for each in arguments]
+    with interpreter.lower():
+        found = _Recurrence.vmap(_Info(interpreter.batch_size()), (None, *dims), frame, *inner)
+    return [
+        each if dim is None else _add_batch_dim(each, dim, interpreter.level())
+        for each, dim in zip(*found, strict=True)
+    ]
 
 
 def _innermost(each: Tensor) -> Tensor:
