@@ -34,8 +34,10 @@ def assert_same_bits(layer, x, state=None):
     assert ended._fields == after._fields
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize(
+    ("size", "dtype"),
+    [*[(size, torch.float32) for size in SIZES], ("odd", torch.float64), ("one", torch.float64)],
+)
 @pytest.mark.parametrize("cell", cw.cells.names())
 def test_step_by_step_is_the_whole_sequence(cell, size, dtype):
     inputs, hidden, batch, layers = SIZES[size]
