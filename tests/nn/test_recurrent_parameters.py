@@ -5,6 +5,7 @@ import torch
 from nn.recurrent_cases import make, randn
 
 import cellwright as cw
+from cellwright.errors import InputError
 from cellwright.lang import next_state, tanh
 
 T, B, I, H = 5, 3, 3, 4
@@ -121,3 +122,19 @@ def test_names_that_fall_together_are_refused_or_kept_apart(case):
             after = torch.cat([part.flatten() for part in layer(x)[1]])
             number.copy_(kept)
             assert not torch.equal(after, before), "every number has an influence"
+
+
+@pytest.mark.parametrize("make", [cw.nn.LSTM, lambda *sizes: cw.nn.Recurrent("lstm", *sizes)])
+@pytest.mark.parametrize("replacement", [torch.zeros(3, 3), torch.zeros(20, 5).double()])
+def test_a_weight_that_does_not_fit_is_refused(make, replacement):
+    """An engine reads as many numbers as the layer's sizes say, whatever lies there."""
+    layer, x = make(4, 5), torch.randn(3, 2, 4)
+    name = "weight_hh_l0" if isinstance(layer, cw.nn.LSTM) else "U_l0"
+    with torch.no_grad():
+        layer(x)
+        layer.get_parameter(name).data = replacement  # the same Parameter, seen before
+    for road in (torch.enable_grad, torch.no_grad):
+        with road(), pytest.raises(InputError, match=rf"{name}: expected .* shape \(20, 5\)"):
+            layer(x)
+        with road(), pytest.raises(InputError, match=name):
+            layer(x[:1])

@@ -12,7 +12,7 @@ from torch.compiler import is_dynamo_compiling as is_compiling
 from torch.nn.utils.rnn import PackedSequence
 
 from cellwright.errors import InputError
-from cellwright.lang import CellSpec, ParameterSpec
+from cellwright.lang import CellSpec
 from cellwright.nn import init as initialisation
 from cellwright.nn import layout, masks
 from cellwright.nn.stack import RecurrentStack, pack_like, unpack
@@ -54,23 +54,16 @@ class CellLayer(RecurrentStack):
         )
         self._parameter_specs = layer_parameters(self.cell, step)
         self._stored = layout.arrange(self._parameter_specs)
+        self.weight_shapes = [self.stored_shapes(layer) for layer in range(num_layers)]
         for layer in range(num_layers):
-            sizes = self.layer_sizes(layer)
             for direction in range(self.num_directions):
-                for each in self._stored:
-                    rows, *rest = self.parameter_shape(each.members[0], sizes)
-                    tensor = torch.empty(
-                        (rows * len(each.members), *rest), device=device, dtype=dtype
-                    )
+                for each, shape in zip(self._stored, self.weight_shapes[layer], strict=True):
+                    tensor = torch.empty(shape, device=device, dtype=dtype)
                     if not tensor.is_floating_point():
                         raise InputError(f"dtype: expected a floating-point type, got {dtype}")
                     name = self._name(each.name, layer, direction)
                     self.register_parameter(name, nn.Parameter(tensor))
         self.reset_parameters()
-
-    def parameter_shape(self, parameter: ParameterSpec, sizes: Mapping[str, int]) -> Sequence[int]:
-        """The shape of one parameter of the equations."""
-        return parameter.shape(sizes)
 
     @property
     def fan(self) -> int:
@@ -84,6 +77,10 @@ class CellLayer(RecurrentStack):
     def stored(self) -> tuple[layout.Stored, ...]:
         """The tensors of one layer and what each holds."""
         return self._stored
+
+    def weight_name(self, stored: layout.Stored, layer: int, direction: int) -> str:
+        """The name under which a tensor is registered."""
+        return self._name(stored.name, layer, direction)
 
     def layer_weights(self, layer: int, direction: int) -> list[Tensor]:
         """The tensors that hold the parameters of one layer and direction."""

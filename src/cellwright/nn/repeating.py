@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING
 
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from cellwright.engines import choice
 from cellwright.engines.protocol import Call
@@ -57,7 +58,7 @@ def prepare(layer: RecurrentStack, x: Tensor, states: Sequence[Tensor]) -> Whole
     remembered = [*layer.parameters(recurse=False)]
     before = [each[0] for each in zeros(layer.state_sizes, (1, rows), (), like)]
     alike, asked_for, forward = comparison(given), choice.asked_for, engine.forward
-    weights_of = layer.layer_weights
+    weights_of = layer.read_weights
 
     def run(
         x: Tensor, states: Sequence[Tensor], parameters: Iterable[Tensor | None]
@@ -67,11 +68,13 @@ def prepare(layer: RecurrentStack, x: Tensor, states: Sequence[Tensor]) -> Whole
                 return None
         if asked_for() is not None or not alike(x, *states):
             return None
+        if forward_ad._current_level >= 0:  # no part of a tensor's kind, so alike does not tell
+            return None
         call = Call(
             signature,
             x.transpose(0, 1) if turned else x,
             [each[0] for each in states] if states else before,
-            weights_of(0, 0),
+            weights_of(0, 0, x),
             (),
             False,
         )

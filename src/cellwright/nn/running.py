@@ -50,7 +50,7 @@ def run(
             signature,
             x,
             [each[number] for each in states],
-            stack.layer_weights(layer, direction),
+            stack.read_weights(layer, direction, x),
             _streams(stack, signature, x, lengths, reset, reverse=direction == 1),
             direction == 1,
         )

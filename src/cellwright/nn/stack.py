@@ -13,7 +13,7 @@ from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_
 
 from cellwright.engines import Call, Result, SideBySide, Signature, run_all, stacking
 from cellwright.errors import InputError
-from cellwright.lang import CellSpec
+from cellwright.lang import CellSpec, ParameterSpec
 from cellwright.nn import layout, running
 from cellwright.nn.arguments import (
     check_count,
@@ -42,6 +42,7 @@ class RecurrentStack(nn.Module):
     """
 
     spatial = 0  # dimensions of space, for layers in which @ is a convolution
+    weight_shapes: Sequence[Sequence[tuple[int, ...]]]  # of each layer's weights
 
     def __init__(
         self,
@@ -119,6 +120,45 @@ class RecurrentStack(nn.Module):
     def stored(self) -> Sequence[layout.Stored]:
         """What :meth:`layer_weights` holds, tensor by tensor."""
         raise AssertionError("a subclass says how its weights lie")
+
+    def weight_name(self, stored: layout.Stored, layer: int, direction: int) -> str:
+        """What a user calls one of these tensors."""
+        raise AssertionError("a subclass says how its tensors are named")
+
+    def parameter_shape(self, parameter: ParameterSpec, sizes: Mapping[str, int]) -> Sequence[int]:
+        """The shape of one parameter of the equations."""
+        return parameter.shape(sizes)
+
+    def stored_shapes(self, layer: int) -> list[tuple[int, ...]]:
+        """The shapes of what :meth:`layer_weights` holds."""
+        sizes, shapes = self.layer_sizes(layer), []
+        for each in self.stored():
+            rows, *rest = self.parameter_shape(each.members[0], sizes)
+            shapes.append((rows * len(each.members), *rest))
+        return shapes
+
+    def read_weights(self, layer: int, direction: int, x: Tensor) -> list[Tensor]:
+        """:meth:`layer_weights`, checked to go with ``x``."""
+        weights = self.layer_weights(layer, direction)
+        self.check_weights(weights, layer, direction, x)
+        return weights
+
+    def check_weights(
+        self, weights: Sequence[Tensor], layer: int, direction: int, x: Tensor
+    ) -> None:
+        """Raise :class:`InputError` for weights that are not what engines take them for.
+
+        They may have been replaced since the layer was made, and engines read memory by the
+        layer's sizes.
+        """
+        shapes, dtype, device = self.weight_shapes[layer], x.dtype, x.device
+        for number, (each, shape) in enumerate(zip(weights, shapes, strict=True)):
+            if each.shape != shape or each.dtype != dtype or each.device != device:
+                name = self.weight_name(self.stored()[number], layer, direction)
+                raise InputError(
+                    f"{name}: expected {dtype} of shape {shape} on {device}, "
+                    f"got {each.dtype} of shape {tuple(each.shape)} on {each.device}"
+                )
 
     def layer_sizes(self, layer: int) -> dict[str, int]:
         """Every size of that layer's cell as a number."""

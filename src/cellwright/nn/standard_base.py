@@ -60,6 +60,7 @@ class StandardStack(RecurrentStack):
         )  # fmt: skip
         self.bias, self.bidirectional = bias, bidirectional
         self._stored = layout.arrange(self.cell.parameters)
+        self.weight_shapes = [self.stored_shapes(layer) for layer in range(num_layers)]
 
     # Parameters --------------------------------------------------------------------------
 
@@ -80,15 +81,12 @@ class StandardStack(RecurrentStack):
     def make_parameters(self, device: Any, dtype: Any) -> None:
         """Register the parameters in torch.nn's order, uninitialised."""
         _check_factory(device, dtype)
-        stored = {each.name: each for each in self._stored}
         for layer in range(self.num_layers):
-            sizes = self.layer_sizes(layer)
-            shapes: dict[str, tuple[int, ...]] = {}
-            for group, name in MATRICES.items():
-                if group in stored:
-                    members = stored[group].members
-                    rows, columns = members[0].shape(sizes)
-                    shapes[name] = (rows * len(members), columns)
+            shapes = {
+                MATRICES[each.name]: shape
+                for each, shape in zip(self._stored, self.weight_shapes[layer], strict=True)
+                if each.name in MATRICES
+            }
             shapes["bias_ih"] = shapes["bias_hh"] = shapes["weight_ih"][:1]
             for direction in range(self.num_directions):
                 suffix = self.suffix(layer, direction)
@@ -116,6 +114,12 @@ class StandardStack(RecurrentStack):
         found = self._parameters.get(name)
         weight: Tensor = getattr(self, name) if found is None else found
         return weight
+
+    def weight_name(self, stored: layout.Stored, layer: int, direction: int) -> str:
+        """torch.nn's name of a matrix, or of the two biases that are added."""
+        suffix = self.suffix(layer, direction)
+        matrix = MATRICES.get(stored.name)
+        return f"bias_ih{suffix} with bias_hh{suffix}" if matrix is None else matrix + suffix
 
     def layer_weights(self, layer: int, direction: int) -> list[Tensor]:
         """The tensors that hold the parameters of one layer and direction."""

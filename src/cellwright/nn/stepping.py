@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 from torch.autograd.graph import increment_version
 from torch.optim import Optimizer
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
-from cellwright.engines import choice
+from cellwright.engines import choice, transforms
 from cellwright.engines.protocol import PreparedSteps
 
 if TYPE_CHECKING:
@@ -61,7 +62,7 @@ def _guarded(
         for now, (then, place, version) in zip(parameters, remembered, strict=False):
             if now is not then or then._version != version or then.data_ptr() != place:
                 return None
-        if asked_for() is not None:
+        if asked_for() is not None or forward_ad._current_level >= 0:
             return None
         if not alike(x, *states):
             given = x, *states
@@ -91,7 +92,7 @@ def are_plain(
     tensors: Sequence[Any], shapes: Sequence[tuple[int, ...]], dtype: torch.dtype
 ) -> bool:
     """Whether tensors have these shapes, and nothing watches torch."""
-    if torch._C._len_torch_dispatch_stack() or torch._C._are_functorch_transforms_active():
+    if torch._C._len_torch_dispatch_stack() or transforms.are_active():
         return False
     return all(
         type(each) is Tensor and each.shape == shape and each.dtype is dtype and each.is_cpu
@@ -129,6 +130,8 @@ def prepare(
         return None
     if not _are_contiguous(tensors):
         return None
+    for number, held in enumerate(weights):
+        layer.check_weights(held, number, 0, x)
     signatures = [
         layer.signature(number, lengths=False, reset=False, trace=False)
         for number in range(layer.num_layers)
