@@ -7,6 +7,7 @@ import pickle
 import pytest
 import torch
 from nn.recurrent_cases import close, make, randn
+from torch.autograd import forward_ad
 from torch.func import functional_call, stack_module_state, vmap
 
 import cellwright as cw
@@ -125,6 +126,18 @@ def test_torch_func_and_autograd_agree_on_hessians():
 
     found = torch.func.jacrev(torch.func.jacrev(loss))(x)
     close(found, torch.autograd.functional.hessian(loss, x))
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:DeprecationWarning")  # its own
+@pytest.mark.parametrize("recording", [True, False])
+def test_dual_numbers(recording):
+    layer, x, along = make("gru", I, H), randn(T, B, I), randn(T, B, I)
+    _, expected = torch.func.jvp(lambda x: layer(x)[0], (x,), (along,))
+    with torch.set_grad_enabled(recording):
+        layer(x)  # seen before: what is ready for such calls has no tangents
+        with forward_ad.dual_level():
+            y, _ = layer(forward_ad.make_dual(x, along))
+            close(forward_ad.unpack_dual(y).tangent, expected)
 
 
 # --- second derivatives ------------------------------------------------------------------------

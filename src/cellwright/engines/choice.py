@@ -39,6 +39,8 @@ def names() -> list[str]:
 
 def get(name: str) -> Engine:
     """The engine of that name, which may say in which of its forms: "gpu:resident"."""
+    if not isinstance(name, str):
+        raise UsageError(f"engine: expected the name of one, got {name!r}")
     plain, _, form = name.partition(":")
     if plain not in _ENGINES:
         raise UsageError(f"there is no engine {name!r}; there are {', '.join(_ENGINES)}")

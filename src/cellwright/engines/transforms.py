@@ -32,6 +32,7 @@ from torch._functorch.pyfunctorch import (
     VmapInterpreter,
     retrieve_current_functorch_interpreter,
 )
+from torch.autograd import forward_ad
 from torch.nn import Parameter
 
 from cellwright.engines.protocol import Call, Cotangents, Engine, Result
@@ -41,8 +42,13 @@ from cellwright.engines.tensors import own_precision, split
 
 
 def are_active() -> bool:
-    """Whether this runs inside a transform of ``torch.func``."""
-    return bool(torch._C._are_functorch_transforms_active())
+    """Whether this runs inside a transform of ``torch.func``, or among dual numbers."""
+    return bool(torch._C._are_functorch_transforms_active()) or in_forward_mode()
+
+
+def in_forward_mode() -> bool:
+    """Whether tensors may carry tangents: inside ``torch.autograd.forward_ad.dual_level``."""
+    return forward_ad._current_level >= 0
 
 
 def objection(engine: Engine, signature: Signature, tensors: Sequence[Tensor]) -> str | None:
@@ -50,7 +56,7 @@ def objection(engine: Engine, signature: Signature, tensors: Sequence[Tensor]) -
     kinds = {each.key() for each in get_interpreter_stack() or ()}
     if not engine.takes_populations(signature):
         return f"torch transforms those of engine {engine.name} by itself"
-    if TransformType.Jvp in kinds:
+    if TransformType.Jvp in kinds or in_forward_mode():
         return "there are no forward-mode derivatives of its kernels"
     if kinds - {TransformType.Vmap, TransformType.Grad}:
         return "torch takes the program apart"
