@@ -302,6 +302,12 @@ def test_a_checkpoint_that_cannot_be_resumed(call, refused, tmp_path, ts_file):
     call(*resume)
 
 
+def test_a_model_too_large_for_memory_is_one_message(refused, tmp_path):
+    size = ("--hidden-size", 10**8)
+    refused("not enough memory", "train", "japanese-vowels", *size, "--output", tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_mistake_ends_the_process_with_2_and_no_traceback(tmp_path):
     (tmp_path / "bad.ts").write_text("@classLabel true a b\n@data\n1,2,?:a\n")
     process = spawn("train", "bad.ts", cwd=tmp_path)

@@ -85,21 +85,17 @@ def _kernels() -> None:
     else:
         of = f"{limit} at most (CELLWRIGHT_CPU_FEATURES)" if limit else "all features"
         width = 8 * jit.target(limit).width
-        show.say(f"cpu engine: {width}-bit vectors, {of}, {_plural(threads.count(), 'thread')}")
+        show.say(f"cpu engine: {width}-bit vectors, {of}, {show.plural(threads.count(), 'thread')}")
     folder = jit.cache_folder()
     if folder is None:
         show.say("compiled kernels: not kept on disk, for CELLWRIGHT_CACHE is empty")
         return
     try:
         sizes = [each.stat().st_size for each in folder.iterdir()] if folder.exists() else []
-        found = f"{_plural(len(sizes), 'file')}, {sum(sizes) / 2**20:.1f} MiB"
+        found = f"{show.plural(len(sizes), 'file')}, {sum(sizes) / 2**20:.1f} MiB"
     except OSError as error:
         found = f"cannot be read: {error.strerror}"
     show.say(f"compiled kernels: {folder}, {found}")
-
-
-def _plural(count: int, what: str) -> str:
-    return f"{count:,} {what}{'s' * (count != 1)}"
 
 
 def _data() -> None:

@@ -29,6 +29,12 @@ class _Commands(TyperGroup):
         except CellwrightError as error:
             show.complain(str(error))
             raise SystemExit(2) from None
+        except (MemoryError, RuntimeError) as error:
+            # What torch raises on a processor has no type of its own.
+            if isinstance(error, RuntimeError) and "can't allocate memory" not in str(error):
+                raise
+            show.complain("there is not enough memory; a smaller model or batch needs less")
+            raise SystemExit(2) from None
         except KeyboardInterrupt:
             show.complain("interrupted")
             raise SystemExit(130) from None

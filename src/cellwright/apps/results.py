@@ -21,10 +21,11 @@ def announce(run: Run) -> None:
             f" (a share of {source.test_share:g} of each label, drawn with seed {settings.seed})"
         )
     validation = "" if run.validation is None else f", {len(run.validation)} for validation"
-    outputs = "labels" if source.objective == "classification" else "outputs"
+    output = "label" if source.objective == "classification" else "output"
+    features = show.plural(len(run.train.features), "feature")
     show.say(
         f"{source.name}: {len(run.train)} training series{validation}, {test}, "
-        f"{len(run.train.features)} features, {len(run.train.classes)} {outputs}"
+        f"{features}, {show.plural(len(run.train.classes), output)}"
     )
     if source.options:
         show.say(", ".join(f"{name} {value}" for name, value in source.options.items()))
@@ -33,10 +34,12 @@ def announce(run: Run) -> None:
         if beside is not None:
             show.say(f"{beside.name} lies beside it; --test {beside} would test on that")
     directions = "both directions" if settings.bidirectional else "one direction"
-    layers = f"{settings.num_layers} layer{'s' if settings.num_layers > 1 else ''}"
+    units = show.plural(settings.hidden_size, "unit")
+    layers = show.plural(settings.num_layers, "layer")
+    epochs = show.plural(settings.epochs, "epoch")
     show.say(
-        f"{settings.cell}: {settings.hidden_size} units, {layers}, {directions}; "
-        f"{settings.epochs} epochs, seed {settings.seed}; folder {run.folder.path}"
+        f"{settings.cell}: {units}, {layers}, {directions}; "
+        f"{epochs}, seed {settings.seed}; folder {run.folder.path}"
     )
 
 

@@ -16,6 +16,11 @@ def say(text: str = "") -> None:
     out.print(Text(text), soft_wrap=True)
 
 
+def plural(count: int, what: str) -> str:
+    """A number of things, as "1 layer" or "2,000 layers"."""
+    return f"{count:,} {what}{'s' * (count != 1)}"
+
+
 def complain(text: str) -> None:
     """Print an error as it is, on stderr."""
     Console(stderr=True, highlight=False).print(Text(f"Error: {text}"), soft_wrap=True)

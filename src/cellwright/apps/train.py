@@ -79,7 +79,7 @@ def train(
     layer: Annotated[
         list[str] | None,
         _option(
-            f"An option of the layer, as init=chrono:100: {', '.join(LAYER_OPTIONS)}.",
+            f"An option of the layer, as init=chrono:100; one of {', '.join(LAYER_OPTIONS)}.",
             _MODEL,
             metavar="NAME=VALUE",
         ),

@@ -100,7 +100,7 @@ def load(reference: str | os.PathLike[str]) -> CellSpec:
         return get(reference)
     if ".py" not in reference and not {":", "/", os.sep} & set(reference):
         raise UsageError(
-            _no_such_name(reference) + "; a cell of your own is 'path/to/file.py:cell_name'"
+            _no_such_name(reference) + " (a cell of your own is 'path/to/file.py:cell_name')"
         )
     from cellwright.lang.files import load_from_file
 
