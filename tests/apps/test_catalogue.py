@@ -108,6 +108,9 @@ def test_other_sizes(call, refused):
 
 def test_wrong_names(refused, tmp_path):
     refused("no cell is named 'lsmt' in the catalogue; did you mean", "cells", "lsmt")
+    layer = "is a layer over it, such as cw.nn.ConvRecurrent('peephole_lstm', ...); did you mean "
+    for name, near in (("conv_lstm", "lstm, "), ("ConvLSTM2d", "lstm, "), ("conv-gru", "gru, ")):
+        refused(layer + near, "cells", name)
     refused("--latex: say of which cell", "cells", "--latex")
     refused("--asm: say of which cell", "cells", "--asm")
     refused("--latex and --plan exclude each other", "cells", "gru", "--latex", "--plan")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 import os
+import re
 from importlib import import_module
 from typing import TYPE_CHECKING
 
@@ -43,6 +44,7 @@ _FAMILIES = {
     "projected": ("lstm_projection",),
 }
 _FAMILY_OF = {name: family for family, members in _FAMILIES.items() for name in members}
+_CONVOLUTIONAL = re.compile(r"conv(olution(al)?)?([123]d)?")
 
 
 def names() -> list[str]:
@@ -108,6 +110,16 @@ def load(reference: str | os.PathLike[str]) -> CellSpec:
 
 
 def _no_such_name(name: object) -> str:
-    near = difflib.get_close_matches(name.lower(), names(), n=5) if isinstance(name, str) else []
-    hint = f"did you mean {', '.join(near)}?" if near else f"the catalogue has {', '.join(names())}"
-    return f"no cell is named {name!r} in the catalogue; {hint}"
+    said = f"no cell is named {name!r} in the catalogue; "
+    asked = name.lower() if isinstance(name, str) else ""
+    form = _CONVOLUTIONAL.search(asked)
+    if form:
+        said += (
+            "the convolutional form of a cell is a layer over it, such as "
+            "cw.nn.ConvRecurrent('peephole_lstm', ...); "
+        )
+        asked = asked.replace(form[0], "").strip("-_ ")
+    near = difflib.get_close_matches(asked, names(), n=5)
+    if near:
+        return f"{said}did you mean {', '.join(near)}?"
+    return f"{said}the catalogue has {', '.join(names())}"
