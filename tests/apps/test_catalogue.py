@@ -136,6 +136,7 @@ def test_doctor(call, monkeypatch):
     assert f"cellwright {cw.__version__}" in out
     assert "engines: " in out
     assert "270 training and 370 test series" in out
+    assert "7494 training and 3498 test series" in out
     assert "data of jsb-chorales: " in out
     assert "CELLWRIGHT_DATA: /nowhere/at/all, which is not a folder" in out
 

@@ -20,8 +20,7 @@ from cellwright.tasks.use import evaluate
 PEN = "47,100,27,81,57,37,26,0,0,23,56,53,100,90,40,98"
 
 
-def test_pen_digits_are_the_published_split(data_dir, monkeypatch):
-    monkeypatch.setenv("CELLWRIGHT_DATA", str(data_dir))
+def test_pen_digits_are_the_published_split():
     data = tasks.get("sequential-digits").load()
     assert (len(data.train), len(data.test)) == (7494, 3498)
     for part, least in ((data.train, 719), (data.test, 335)):
@@ -35,21 +34,19 @@ def test_pen_digits_are_the_published_split(data_dir, monkeypatch):
     assert data.train.values[0].tolist()[:2] == [[47, 100], [27, 81]]
 
 
-def test_nearest_neighbours_are_right_as_often_as_published(data_dir):
-    train, test = (
-        sequential_digits.read_pen(data_dir / "pendigits" / f"pendigits.{end}")
-        for end in ("tra", "tes")
+def test_nearest_neighbours_are_right_as_often_as_published():
+    data = tasks.get("sequential-digits").load()
+    one, two = (
+        torch.from_numpy(np.stack(each.values)).flatten(1) for each in (data.train, data.test)
     )
-    one, two = (torch.from_numpy(np.stack(each.values)).flatten(1) for each in (train, test))
     nearest = torch.cdist(two, one).argmin(1)
-    right = np.array(train.labels)[nearest.numpy()] == np.array(test.labels)
+    right = np.array(data.train.labels)[nearest.numpy()] == np.array(data.test.labels)
     published = tasks.get("sequential-digits").published[0]
     assert published.method == "nearest neighbour"
     assert round(right.mean(), 4) == published.value
 
 
-def test_the_task_is_learnt_and_measured(data_dir, monkeypatch, tmp_path):
-    monkeypatch.setenv("CELLWRIGHT_DATA", str(data_dir))
+def test_the_task_is_learnt_and_measured(tmp_path):
     run = runs.prepare(Source.parse("sequential-digits"), {"epochs": 1}, tmp_path / "run")
     found = runs.execute(run)
     assert found["test_accuracy"] > 0.8

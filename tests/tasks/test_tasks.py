@@ -18,7 +18,7 @@ from cellwright.train import objectives
 from cellwright.train.series import SeriesSet
 from cellwright.train.settings import Settings
 
-SHIPPED = Path(cellwright.tasks.__file__).parent / "data" / "japanese-vowels"
+SHIPPED = Path(cellwright.tasks.__file__).parent / "data"
 
 
 def test_japanese_vowels_is_the_published_split():
@@ -35,10 +35,18 @@ def test_japanese_vowels_is_the_published_split():
     assert counts == [31, 35, 88, 44, 29, 24, 40, 50, 29]
 
 
-def test_the_shipped_files_are_the_published_ones(data_dir):
-    for name in ("JapaneseVowels_TRAIN.ts", "JapaneseVowels_TEST.ts"):
-        shipped = gzip.decompress((SHIPPED / f"{name}.gz").read_bytes())
-        assert shipped == (data_dir / "japanese-vowels" / name).read_bytes()
+@pytest.mark.parametrize(
+    "name",
+    [
+        "japanese-vowels/JapaneseVowels_TRAIN.ts",
+        "japanese-vowels/JapaneseVowels_TEST.ts",
+        "pendigits/pendigits.tra",
+        "pendigits/pendigits.tes",
+    ],
+)
+def test_the_shipped_files_are_the_published_ones(data_dir, name):
+    shipped = gzip.decompress((SHIPPED / f"{name}.gz").read_bytes())
+    assert shipped == (data_dir / name).read_bytes()
 
 
 @pytest.mark.parametrize("name", cellwright.tasks.names())

@@ -22,17 +22,7 @@ from cellwright.tasks.text import read_text
 from cellwright.train.sequences import Sequences
 from cellwright.train.series import SeriesSet
 
-_PEN = (
-    "https://raw.githubusercontent.com/1nflktd/RedeNeuralGoIA2/"
-    "8f9835b47a136471f90943f13bf03ce076da5557"
-)
-PEN_TRAIN, PEN_TEST = (
-    DataFile("pendigits", name, f"{_PEN}/{name}", sha256)
-    for name, sha256 in (
-        ("pendigits.tra", "46d918c0bf055fc9cbed117c9c4e34af870a4f9b42d4716e5a6f27ab2e298a9f"),
-        ("pendigits.tes", "70f0eb502f352398cbab8f3cf8c60365ceede5390a0ed78fe7767739e7173ae1"),
-    )
-)
+_PEN = Path(__file__).parent / "data" / "pendigits"
 POINTS = 8
 """Positions of the pen in a digit."""
 
@@ -59,7 +49,7 @@ IMAGES_TRAIN, LABELS_TRAIN, IMAGES_TEST, LABELS_TEST = MNIST = tuple(
     )
 )
 
-_UCI = "Alpaydin & Alimoglu 1998, Pen-based recognition of handwritten digits; UCI repository"
+_UCI = "Alpaydin & Alimoglu 1996, Pen-based recognition of handwritten digits; UCI repository"
 _BAI = "Bai, Kolter & Koltun 2018, An empirical evaluation of generic convolutional networks"
 _OTHER = "another setting: images of MNIST, 784 steps"
 DIGITS = tuple("0123456789")
@@ -113,11 +103,10 @@ def _is_position(text: str) -> bool:
     ),
     cases=(Case("LSTM"), Case("GRU", changes={"cell": "gru"})),
     report=("test_accuracy", "test_loss", "parameters"),
-    files=(PEN_TRAIN, PEN_TEST),
 )  # fmt: skip
 def sequential_digits() -> Data:
     """The published split: 7,494 digits by 30 writers for training, 3,498 by 14 others to test."""
-    return Data(train=read_pen(PEN_TRAIN.path()), test=read_pen(PEN_TEST.path()))
+    return Data(train=read_pen(_PEN / "pendigits.tra.gz"), test=read_pen(_PEN / "pendigits.tes.gz"))
 
 
 def read_idx(path: Path, dimensions: int) -> np.ndarray:
