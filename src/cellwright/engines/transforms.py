@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
@@ -35,6 +35,7 @@ from torch._functorch.pyfunctorch import (
 from torch.autograd import forward_ad
 from torch.nn import Parameter
 
+from cellwright.engines.mapped import Frame, Together
 from cellwright.engines.protocol import Call, Cotangents, Engine, Result
 from cellwright.engines.reference import differentiable
 from cellwright.engines.signature import Signature
@@ -86,7 +87,7 @@ def run(call: Call, engine: Engine) -> Result:
     keep = TransformType.Grad in kinds or (
         torch.is_grad_enabled() and any(_innermost(each).requires_grad for each in tensors)
     )
-    frame = _Frame(call.signature, engine, call.reverse, keep, len(call.weights))
+    frame = Frame(call.signature, engine, call.reverse, keep, len(call.weights))
     arguments = *tensors, *call.streams
     outputs = None if keep else _mapped_once(frame, arguments)
     if outputs is None:
@@ -101,7 +102,7 @@ class _Info(NamedTuple):
     batch_size: int
 
 
-def _mapped_once(frame: _Frame, arguments: Sequence[Tensor]) -> list[Tensor] | None:
+def _mapped_once(frame: Frame, arguments: Sequence[Tensor]) -> list[Tensor] | None:
     """Results under a single vmap and without gradients, or None elsewhere.
 
     The same as by torch's own way to a function's vmap, which takes longer than a small recurrence.
@@ -129,71 +130,11 @@ def _innermost(each: Tensor) -> Tensor:
     return each
 
 
-@dataclass(frozen=True)
-class _Frame:
-    """A call without its tensors, and what is asked for.
-
-    Attributes:
-        keep: what the gradient needs is returned too.
-        weights: how many tensors hold the weights.
-        population: see :class:`Call`.
-        need_x, need_weights: which gradients are wanted.
-    """
-
-    signature: Signature
-    engine: Engine
-    reverse: bool
-    keep: bool
-    weights: int
-    population: int | None = None
-    need_x: bool = False
-    need_weights: bool = False
-
-    @property
-    def results(self) -> list[int]:
-        """Numbers of outputs, states, traces."""
-        plan = self.signature.plan
-        return [1, len(plan.graph.states), len(plan.forward.trace)]
-
-    @property
-    def kept(self) -> int:
-        """Number of tensors that the gradient needs beside the arguments."""
-        plan, save = self.signature.plan, self.signature.options.save
-        saved = len(plan.forward.saved) + len(plan.forward.saved_inputs)
-        return len(plan.graph.states) + saved * (save == "gates") if self.keep else 0
-
-    @property
-    def arguments(self) -> list[int]:
-        """Numbers of x, states, weights, streams."""
-        plan = self.signature.plan
-        return [1, len(plan.graph.states), self.weights, len(plan.graph.streams)]
-
-    def call(self, arguments: Sequence[Tensor]) -> Call:
-        """The call with these tensors."""
-        (x,), states, weights, streams = split(arguments, self.arguments)
-        return Call(self.signature, x, states, weights, streams, self.reverse, self.population)
-
-    def argument_rows(self) -> list[int | None]:
-        """Which axis of each argument is the batch; weights have none."""
-        streams = [1 if each.per_step else 0 for each in self.signature.plan.graph.streams]
-        _, states, weights, _ = self.arguments
-        return [1, *[0] * states, *[None] * weights, *streams]
-
-    def result_rows(self) -> list[int]:
-        """Which axis of each result is the batch, those that are kept at the end."""
-        _, states, traces = self.results
-        return [1, *[0] * states, *[1] * (traces + self.kept)]
-
-    def gradient_rows(self) -> list[int]:
-        """Which axis of each gradient is the batch; those of weights are not among them."""
-        return [*[1] * self.need_x, *[0] * self.results[1]]
-
-
 class _Recurrence(torch.autograd.Function):
     """Arguments -> output, states, traces, and what the gradient needs."""
 
     @staticmethod
-    def forward(frame: _Frame, *arguments: Tensor) -> tuple[Tensor, ...]:
+    def forward(frame: Frame, *arguments: Tensor) -> tuple[Tensor, ...]:
         call = frame.call(arguments)
         with own_precision(call.x):
             result = frame.engine.forward(call, keep=frame.keep)
@@ -211,7 +152,7 @@ class _Recurrence(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
-        frame: _Frame = ctx.frame
+        frame: Frame = ctx.frame
         cotangents = [
             torch.zeros(shape, dtype=dtype, device=device) if gradient is None else gradient
             for gradient, (shape, dtype, device) in zip(gradients, ctx.like, strict=False)
@@ -228,9 +169,9 @@ class _Recurrence(torch.autograd.Function):
 
     @staticmethod
     def vmap(
-        info: Any, in_dims: tuple[int | None, ...], frame: _Frame, *arguments: Tensor
+        info: Any, in_dims: tuple[int | None, ...], frame: Frame, *arguments: Tensor
     ) -> tuple[tuple[Tensor, ...], Any]:
-        together = _Together(info.batch_size, frame, in_dims[1:])
+        together = Together(info.batch_size, frame, in_dims[1:])
         weights = split(together.dims, frame.arguments)[2]
         if frame.population is None and all(each is None for each in weights):
             outputs = _Recurrence.apply(frame, *together.rows(arguments, frame.argument_rows()))
@@ -243,7 +184,7 @@ class _Gradient(torch.autograd.Function):
     """Cotangents of results, arguments, what was kept -> the gradients that are needed."""
 
     @staticmethod
-    def forward(frame: _Frame, *tensors: Tensor) -> tuple[Tensor, ...]:
+    def forward(frame: Frame, *tensors: Tensor) -> tuple[Tensor, ...]:
         cotangents, arguments, kept = _parts(frame, tensors)
         call = frame.call(arguments)
         (output,), states, trace = split(cotangents, frame.results)
@@ -265,7 +206,7 @@ class _Gradient(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         """Second derivatives: those of the plain operations' own gradient."""
-        frame: _Frame = ctx.frame
+        frame: Frame = ctx.frame
         cotangents, arguments, _ = _parts(frame, ctx.saved_tensors)
         streams = split(arguments, frame.arguments)[3]
         variables = [*cotangents, *arguments[: len(arguments) - len(streams)]]
@@ -280,9 +221,9 @@ class _Gradient(torch.autograd.Function):
 
     @staticmethod
     def vmap(
-        info: Any, in_dims: tuple[int | None, ...], frame: _Frame, *tensors: Tensor
+        info: Any, in_dims: tuple[int | None, ...], frame: Frame, *tensors: Tensor
     ) -> tuple[tuple[Tensor, ...], Any]:
-        together = _Together(info.batch_size, frame, in_dims[1:])
+        together = Together(info.batch_size, frame, in_dims[1:])
         _, arguments, kept = _parts(frame, together.dims)
         weights = split(arguments, frame.arguments)[2]
         alike = frame.population is None and all(each is None for each in weights)
@@ -296,72 +237,14 @@ class _Gradient(torch.autograd.Function):
         return together.members_apart(outputs)
 
 
-def _parts(frame: _Frame, tensors: Sequence[Any]) -> list[list[Any]]:
+def _parts(frame: Frame, tensors: Sequence[Any]) -> list[list[Any]]:
     """What a gradient takes: cotangents, arguments, and what was kept, if it is there."""
     counts = [sum(frame.results), sum(frame.arguments)]
     return split(tensors, [*counts, len(tensors) - sum(counts)])
 
 
-@dataclass(frozen=True)
-class _Together:
-    """Tensors with one axis more, or without, as those of a single call.
-
-    Attributes:
-        size: of that axis.
-        before: the call of one of them.
-        dims: which axis it is of each tensor; None where it is the same for all.
-    """
-
-    size: int
-    before: _Frame
-    dims: tuple[int | None, ...]
-
-    @property
-    def frame(self) -> _Frame:
-        """The population's."""
-        inner = self.before.population
-        return replace(self.before, population=self.size * (1 if inner is None else inner))
-
-    def rows(self, tensors: Sequence[Tensor], axes: Sequence[int | None]) -> list[Tensor]:
-        """The axis as part of the batch."""
-        return [
-            each if axis is None else self._at(each, dim, axis).flatten(axis, axis + 1)
-            for each, dim, axis in zip(tensors, self.dims, axes, strict=True)
-        ]
-
-    def rows_apart(
-        self, outputs: Sequence[Tensor], axes: Sequence[int], first: Tensor
-    ) -> tuple[tuple[Tensor, ...], tuple[int, ...]]:
-        """Results of a batch, and where in each the axis is; ``first`` was (T, B, units)."""
-        batch = self._at(first, self.dims[0], 0).shape[2]
-        apart = (
-            each.unflatten(axis, (self.size, batch))
-            for each, axis in zip(outputs, axes, strict=True)
-        )
-        return tuple(apart), tuple(axes)
-
-    def members(self, tensors: Sequence[Tensor]) -> list[Tensor]:
-        """The axis as the members of a population."""
-        moved = [self._at(each, dim, 0) for each, dim in zip(tensors, self.dims, strict=True)]
-        return moved if self.before.population is None else [each.flatten(0, 1) for each in moved]
-
-    def members_apart(
-        self, outputs: Sequence[Tensor]
-    ) -> tuple[tuple[Tensor, ...], tuple[int, ...]]:
-        """Results of a population, and where in each the axis is."""
-        inner = self.before.population
-        apart = outputs if inner is None else [e.unflatten(0, (self.size, inner)) for e in outputs]
-        return tuple(apart), tuple(0 for _ in outputs)
-
-    def _at(self, each: Tensor, dim: int | None, axis: int) -> Tensor:
-        if dim is not None:
-            return each.movedim(dim, axis)
-        shape = (*each.shape[:axis], self.size, *each.shape[axis:])
-        return each.unsqueeze(axis).expand(shape)
-
-
 def _plain_gradient(
-    frame: _Frame, cotangents: Sequence[Tensor], variables: Sequence[Tensor],
+    frame: Frame, cotangents: Sequence[Tensor], variables: Sequence[Tensor],
     streams: Sequence[Tensor],
 ) -> tuple[Tensor, ...]:  # fmt: skip
     """What ``_Gradient`` computes, in torch's own operations."""
@@ -376,7 +259,7 @@ def _plain_gradient(
     return tuple(pull(tuple(cotangents)))
 
 
-def _plain(frame: _Frame) -> Callable[..., tuple[Tensor, ...]]:
+def _plain(frame: Frame) -> Callable[..., tuple[Tensor, ...]]:
     """Arguments -> output, states, traces in torch's own operations."""
 
     def alone(*arguments: Tensor) -> tuple[Tensor, ...]:
