@@ -95,8 +95,9 @@ class Edges(Guards):
 
 def poison():
     """Fill the working memory that is kept from call to call."""
-    for held in memory.memory._held.values():
-        held.fill_(float("nan"))
+    with torch.inference_mode():  # some of it may have been taken there
+        for held in memory.memory._held.values():
+            held.fill_(float("nan"))
 
 
 @contextmanager
