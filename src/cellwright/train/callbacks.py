@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import signal
 import threading
 import time
@@ -18,7 +16,7 @@ from lightning.pytorch.callbacks import Callback, Checkpoint, EarlyStopping, Pro
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from cellwright.train.files import write_text
+from cellwright.train.files import write_rows
 
 Row = dict[str, float]
 
@@ -72,7 +70,7 @@ class Journal(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self.rows and trainer.is_global_zero:
-            self.write()
+            write_rows(self.path, self.rows)
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._began = time.perf_counter()
@@ -85,25 +83,13 @@ class Journal(Callback):
         row["seconds"] = time.perf_counter() - self._began
         self.rows.append(row)
         if trainer.is_global_zero:
-            self.write()
-
-    def write(self) -> None:
-        """Write all rows."""
-        text = io.StringIO()
-        writer = csv.DictWriter(text, list(self.rows[0]), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows({k: _short(v) for k, v in row.items()} for row in self.rows)
-        write_text(self.path, text.getvalue())
+            write_rows(self.path, self.rows)
 
     def state_dict(self) -> dict[str, Any]:
         return {"rows": self.rows}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.rows = list(state_dict["rows"])
-
-
-def _short(value: float) -> str:
-    return f"{value:.6g}"
 
 
 class Patience(EarlyStopping):

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
@@ -19,7 +17,7 @@ from cellwright.engines import choice
 from cellwright.errors import CheckpointError, UsageError
 from cellwright.train import storage
 from cellwright.train.batches import seed_everything
-from cellwright.train.files import sweep, write_text
+from cellwright.train.files import sweep, write_rows
 from cellwright.train.measure import threads
 from cellwright.train.policy.environments import Environments
 from cellwright.train.policy.network import ActorCritic, network_for
@@ -151,7 +149,7 @@ class _Run:
                     tell(number + 1, self.rows)
                 self._log(end, losses, time.perf_counter() - began)
                 begin = self._section(end)
-        self._write_log()
+        write_rows(self.folder / "log.csv", self.rows)
         return Learnt(self.network, self.rows, sum(row["seconds"] for row in self.rows))
 
     def _advance(self, number: int) -> Losses:
@@ -231,14 +229,7 @@ class _Run:
         row["seconds"] = seconds
         self.rows.append(row)
         tally.forget()
-        self._write_log()
-
-    def _write_log(self) -> None:
-        text = io.StringIO()
-        writer = csv.DictWriter(text, list(self.rows[0]), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows({k: f"{v:.6g}" for k, v in row.items()} for row in self.rows)
-        write_text(self.folder / "log.csv", text.getvalue())
+        write_rows(self.folder / "log.csv", self.rows)
 
 
 @contextmanager
