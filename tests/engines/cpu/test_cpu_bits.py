@@ -18,6 +18,7 @@ from engines.test_backward import UNUSUAL
 from cellwright.engines import Cotangents
 from cellwright.engines.cpu import jit, kernels, packing, product, runtime, threads
 from cellwright.engines.cpu.programs import can_fuse
+from cellwright.lang import cell, cos, mean, next_state, tanh
 
 CELLS = CATALOGUE | UNUSUAL
 # One or more of a kind: gates, a stage more, unlike sizes, reductions, many states, comparisons
@@ -209,6 +210,22 @@ def test_a_sequence_in_steps(name):
         carried = found.states
     for each, value in zip(names, carried, strict=True):
         assert torch.equal(value, gradients[f"d {each}"]), each
+
+
+# --- what is stored beside the results ----------------------------------------------------------
+
+
+@cell(state=("h", "n"))
+def a_state_and_a_saved_vector(x, h, n, W, U, V):
+    v = cos(V * h)
+    return next_state(h=tanh(W @ x + U.h @ h + U.v @ v) + mean(v) * n, n=tanh(h))
+
+
+def test_whatever_is_stored():
+    """A vector that the backward pass reads lies elsewhere: its products keep their place."""
+    call = make_call(a_state_and_a_saved_vector, None, Shape(4, 3, 5, 18))
+    kept, alone = (ENGINE.forward(call, keep=keep) for keep in (True, False))
+    assert_equal(results_of(kept, call), results_of(alone, call), "with and without keeping")
 
 
 # --- products with x, before the loop or in it -------------------------------------------------

@@ -31,7 +31,7 @@ from cellwright.engines.cpu.program import Program, weights_slot
 from cellwright.engines.cpu.targets import Group, Panels, find_targets, group
 from cellwright.engines.cpu.tiles import TILE_ROWS, Tiles
 from cellwright.engines.cpu.waiting import BARRIER
-from cellwright.ir import ONE, Node
+from cellwright.ir import ONE, Node, topological
 from cellwright.plan import Stage
 
 NEAR_ROWS = 4
@@ -59,13 +59,24 @@ def _find_groups(program: Program, lanes: Lanes) -> None:
             for source in each.inputs:
                 uses[source] = uses.get(source, 0) + 1
 
+    order = {each: index for index, each in enumerate(topological(program.stores))}
+
     def position(product: Node) -> tuple[bool, str, int]:
-        """The place of a term in its chain: x first, then by memory, so that neighbours meet."""
+        """The place of a term in its chain: x first, then by memory, so that neighbours meet.
+
+        Going forward the order must not depend on what is stored: a state may lie in the output's
+        place, and a vector of the cell in memory of its own, as traced or as saved. There it is
+        states, by their names, and then vectors, as the equations have them.
+        """
         operand = product.inputs[1]
-        array = program.sources.get(operand) or program.stores[operand][0]
-        # A state's name, not its slot, which may be the output's: the order must not change.
-        slot = f"state.{operand.attribute('name')}" if operand.op == "state" else array.slot
-        return operand.op != "input", slot, array.offset
+        if operand in program.sources:
+            array = program.sources[operand]
+            name = f"state.{operand.attribute('name')}" if operand.op == "state" else array.slot
+            return operand.op != "input", name, array.offset
+        if not program.backward:
+            return True, "vector", order[operand]
+        array = program.stores[operand][0]
+        return True, array.slot, array.offset
 
     for index, stage in enumerate(program.stages):
         targets = find_targets(stage, uses, set(program.stores), position)
