@@ -8,6 +8,7 @@ import torch
 from nn.recurrent_cases import CELLS, close, from_torch, make, randn, some_state, torch_lstm
 
 import cellwright as cw
+from cellwright.errors import InputError
 from cellwright.lang import next_state, tanh
 
 T, B, I, H = 6, 3, 3, 4
@@ -286,3 +287,16 @@ def test_dropout_like_torchs_has_the_same_numbers():
     found, _ = layer(x)
     close(found, expected)
     assert math.isfinite(found.sum().item())
+
+
+def test_options_set_later_are_read_as_at_first_and_sizes_stay():
+    layer, x = make("lstm", I, H), randn(T, B, I)
+    layer.zoneout, layer.grad_clip = 0.25, 2
+    assert layer.zoneout == (("h", 0.25), ("c", 0.25)) and layer.grad_clip == 2.0
+    layer(x)[0].sum().backward()
+    for name, value in {"zoneout": "much", "save": "all", "grad_clip": 0}.items():
+        with pytest.raises(InputError, match=name):
+            setattr(layer, name, value)
+    for name in ("hidden_size", "num_layers", "bidirectional"):
+        with pytest.raises(InputError, match=f"{name}: the layer's weights are made for"):
+            setattr(layer, name, 7)

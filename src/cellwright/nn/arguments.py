@@ -73,6 +73,8 @@ def read_limit(grad_clip: Any) -> float | None:
 def read_zoneout(given: Any, spec: CellSpec) -> tuple[tuple[str, float], ...]:
     """(state, rate) for every state with a rate above 0."""
     names = [state.name for state in spec.states]
+    if isinstance(given, tuple):
+        given = dict(given)  # as this function returns it
     if isinstance(given, Mapping):
         for name in given:
             if name not in names:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from threading import get_ident
 from typing import Any
 
@@ -31,6 +31,23 @@ from cellwright.nn.stepping import Step, prepare
 from cellwright.plan import GRADIENTS, SAVES, StepOptions, build, read_by_matrices
 
 WHOLES = 64  # kinds of calls that a layer has ready; for one more all make room
+OPTIONS: Mapping[str, Callable[[Any, Any], Any]] = {
+    "dropout": lambda layer, given: read_rate("dropout", given, most=1.0),
+    "recurrent_dropout": lambda layer, given: read_rate("recurrent_dropout", given),
+    "zoneout": lambda layer, given: read_zoneout(given, layer.cell),
+    "grad_clip": lambda layer, given: read_limit(given),
+    "gradient": lambda layer, given: read_choice("gradient", given, GRADIENTS),
+    "precision": lambda layer, given: read_choice("precision", given, ("fp32", "bf16")),
+    "save": lambda layer, given: read_choice("save", given, SAVES),
+}
+"""Options that may be set again, and how each is read."""
+
+FIXED = frozenset({
+    "cell", "input_size", "hidden_size", "num_layers", "bidirectional", "layer_norm", "heads",
+    "learn_initial_state", "sizes", "proj_size",
+})  # fmt: skip
+"""What a layer's parameters follow from, so that it stays as it is."""
+
 SIGNATURE = "_signature_"  # first part of the attributes that hold a layer's signatures
 
 
@@ -72,15 +89,13 @@ class RecurrentStack(nn.Module):
             check_count(name, number, least=0 if name == "input_size" else 1)
         self.input_size, self.hidden_size, self.num_layers = input_size, hidden_size, num_layers
         self.bidirectional, self.batch_first = bool(bidirectional), bool(batch_first)
-        self.dropout = read_rate("dropout", dropout, most=1.0)
-        self.recurrent_dropout = read_rate("recurrent_dropout", recurrent_dropout)
-        self.zoneout = read_zoneout(zoneout, self.cell)
+        self.dropout: float = dropout
+        self.recurrent_dropout: float = recurrent_dropout
+        self.zoneout: Any = zoneout
         self.layer_norm, self.heads = bool(layer_norm), heads
         self.learn_initial_state = bool(learn_initial_state)
-        self.grad_clip = read_limit(grad_clip)
-        self.gradient = read_choice("gradient", gradient, GRADIENTS)
-        self.precision = read_choice("precision", precision, ("fp32", "bf16"))
-        self.save = read_choice("save", save, SAVES)
+        self.grad_clip: float | None = grad_clip
+        self.gradient, self.precision, self.save = gradient, precision, save
         self.sizes = read_sizes(sizes)
         resolved = self.cell.resolve_sizes(input_size, hidden_size, self.sizes)
         for name, number in resolved.items():
@@ -225,6 +240,15 @@ class RecurrentStack(nn.Module):
     _prepare._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
     def __setattr__(self, name: str, value: Any) -> None:
+        if name in OPTIONS:
+            value = OPTIONS[name](self, value)
+        elif name in FIXED and "weight_shapes" in self.__dict__:
+            before = self.__dict__.get(name, value)
+            if value != before:
+                raise InputError(
+                    f"{name}: the layer's weights are made for {before!r}, got {value!r}; "
+                    f"make another layer"
+                )
         super().__setattr__(name, value)
         for ready in ("_steps", "_wholes"):
             self.__dict__.get(ready, {}).clear()  # what was made ready followed from it
