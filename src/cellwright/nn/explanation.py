@@ -71,7 +71,8 @@ def explain(layer: RecurrentStack, x: Tensor | PackedSequence) -> Explanation:
         members = transforms.members(weights)
         if objection is not None:
             name, form = "reference", ""
-            reason = f"under torch.func it runs as torch operations: {objection}"
+            where = "among dual numbers" if transforms.in_forward_mode() else "under torch.func"
+            reason = f"{where} it runs as torch operations: {objection}"
         elif members is not None:
             reason += f"; a population: {members} sets of weights, in one call"
     else:
