@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from cellwright import cells
 from cellwright.errors import InputError
 from cellwright.lang import CellSpec
+from cellwright.plan import GRADIENTS, SAVES
 
 
 def read_cell(given: Any) -> CellSpec:
@@ -86,3 +87,21 @@ def read_zoneout(given: Any, spec: CellSpec) -> tuple[tuple[str, float], ...]:
         rates = {name: given for name in names}
     checked = {name: read_rate("zoneout", rate) for name, rate in rates.items()}
     return tuple((name, checked[name]) for name in names if checked.get(name))
+
+
+OPTIONS: Mapping[str, Callable[[Any, Any], Any]] = {
+    "dropout": lambda layer, given: read_rate("dropout", given, most=1.0),
+    "recurrent_dropout": lambda layer, given: read_rate("recurrent_dropout", given),
+    "zoneout": lambda layer, given: read_zoneout(given, layer.cell),
+    "grad_clip": lambda layer, given: read_limit(given),
+    "gradient": lambda layer, given: read_choice("gradient", given, GRADIENTS),
+    "precision": lambda layer, given: read_choice("precision", given, ("fp32", "bf16")),
+    "save": lambda layer, given: read_choice("save", given, SAVES),
+}
+"""Options that may be set again, and how each is read."""
+
+FIXED = frozenset({
+    "cell", "input_size", "hidden_size", "num_layers", "bidirectional", "layer_norm", "heads",
+    "learn_initial_state", "sizes", "proj_size",
+})  # fmt: skip
+"""What a layer's parameters follow from, so that it stays as it is."""

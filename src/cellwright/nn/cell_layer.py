@@ -14,10 +14,11 @@ from torch.nn.utils.rnn import PackedSequence
 from cellwright.errors import InputError
 from cellwright.lang import CellSpec
 from cellwright.nn import init as initialisation
-from cellwright.nn import layout, masks
-from cellwright.nn.stack import RecurrentStack, pack_like, unpack
+from cellwright.nn import inputs, layout, masks
+from cellwright.nn.packing import pack_like, unpack
+from cellwright.nn.stack import RecurrentStack
 from cellwright.nn.state import zeros
-from cellwright.plan import StepOptions, layer_parameters
+from cellwright.plan import StepOptions, layer_parameters, read_by_matrices
 
 _tuple = tuple.__new__  # a named tuple of what is known to fit
 
@@ -41,7 +42,7 @@ class CellLayer(RecurrentStack):
         **options: Any,
     ):
         super().__init__(cell, input_size, hidden_size, num_layers, **options)
-        if self.recurrent_dropout and not self.uses_recurrent_dropout():
+        if self.recurrent_dropout and not read_by_matrices(self.cell):
             raise InputError(
                 f"recurrent_dropout: no matrix of cell {self.cell.name} reads a state, "
                 f"so there is nothing to drop"
@@ -176,7 +177,7 @@ class CellLayer(RecurrentStack):
                 raise InputError("lengths: a PackedSequence has its lengths inside; give one only")
             x, lengths = unpack(packed)
         x = self.check_input(x)
-        batched = self._check_shape(x)
+        batched = inputs.is_batch(self, x)
         turned = self.batch_first and packed is None
         if not batched:
             x = x.unsqueeze(1)
@@ -190,7 +191,9 @@ class CellLayer(RecurrentStack):
                 raise InputError("lengths: an unbatched x is one whole sequence; leave lengths out")
             lengths = masks.read_lengths(lengths, steps, batch, x.device)
         if reset is not None:
-            reset = self._enter_reset(reset, steps, batch, batched, turned, x.device)
+            reset = masks.read_reset(
+                reset, steps, batch, x.device, batched=batched, batch_first=turned
+            )
         y, ended, traced = self.run_layers(x, before, lengths, reset, bool(trace))
         if not batched:
             y, ended = y.squeeze(1), [each.squeeze(1) for each in ended]
@@ -236,50 +239,18 @@ class CellLayer(RecurrentStack):
         if self.bidirectional:
             raise InputError("step: a bidirectional layer needs the whole sequence")
         x_t = self.check_input(x_t)
-        own = 1 + self.spatial  # axes of one sequence at one step
-        if x_t.dim() not in (own, own + 1) or x_t.shape[-own] != self.input_size:
-            unbatched = ", ".join([str(self.input_size), *["space"] * self.spatial])
-            raise InputError(
-                f"x_t: expected shape (batch, {unbatched}), or ({unbatched}) unbatched, "
-                f"got {tuple(x_t.shape)}"
-            )
-        batched = x_t.dim() > own
+        batched = inputs.is_batch_of_one_step(self, x_t)
         rows = x_t if batched else x_t.unsqueeze(0)
-        if rows.shape[0] == 0:
-            raise InputError("x_t: the batch is empty")
         space = tuple(rows.shape[2:])
-        self.check_space(space)
         before = self._enter_state(state, rows.shape[0] if batched else None, space)
         y, ended, _ = self.run_layers(rows.unsqueeze(0), before, None, None, False)
         if batched:
             return y[0], self._state_type(*ended)
         return y[0, 0], self._state_type(*(each.squeeze(1) for each in ended))
 
-    def _check_shape(self, x: Tensor) -> bool:
-        """Whether ``x`` is batched; :class:`InputError` for shapes that fit neither way."""
-        space = ["space"] * self.spatial
-        first = ["batch", "steps"] if self.batch_first else ["steps", "batch"]
-        axes = f"({', '.join([*first, 'units', *space])})"
-        alone = f"({', '.join(['steps', 'units', *space])})"
-        own = 2 + self.spatial  # axes of one sequence
-        shape = tuple(x.shape)
-        if x.dim() not in (own, own + 1):
-            raise InputError(
-                f"x: expected {own + 1} axes {axes}, or {own} for one sequence {alone}, "
-                f"got shape {shape}"
-            )
-        batched = x.dim() > own
-        if shape[2 if batched else 1] != self.input_size:
-            raise InputError(
-                f"x: expected {self.input_size} units (input_size) in {axes if batched else alone}"
-                f", got shape {shape}"
-            )
-        if shape[1 if batched and self.batch_first else 0] == 0:
-            raise InputError(f"x: there are no steps, got shape {shape}")
-        if batched and shape[0 if self.batch_first else 1] == 0:
-            raise InputError(f"x: the batch is empty, got shape {shape} = {axes}")
-        self.check_space(shape[3 if batched else 2 :])
-        return batched
+    def check_input(self, x: Any) -> Tensor:
+        """``x`` in the layer's dtype, or an :class:`InputError`; shape is the caller's affair."""
+        return inputs.in_dtype_of(self, x)
 
     def check_space(self, space: Sequence[int]) -> None:
         """Raise :class:`InputError` for positions that the layer was not made for."""
@@ -288,20 +259,7 @@ class CellLayer(RecurrentStack):
         """The given state (or the initial one), always with a batch axis."""
         if state is None:
             return list(self._initial_state(1 if batch is None else batch, space))
-        lead = (self.num_layers * self.num_directions,)
-        if batch is None:
-            return [each.unsqueeze(1) for each in self.read_states(state, lead, space)]
-        return self.read_states(state, (*lead, batch), space)
-
-    @staticmethod
-    def _enter_reset(
-        reset: Tensor, steps: int, batch: int, batched: bool, turned: bool, device: torch.device
-    ) -> Tensor:
-        if not batched:
-            return masks.read_reset(reset, (steps,), device, "(steps,)").unsqueeze(1)
-        if turned:
-            return masks.read_reset(reset, (batch, steps), device, "(batch, steps)").T
-        return masks.read_reset(reset, (steps, batch), device, "(steps, batch)")
+        return inputs.read_states(self, state, batch, space)
 
     @property
     def extra_defaults(self) -> Mapping[str, Any]:

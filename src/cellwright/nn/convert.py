@@ -9,7 +9,7 @@ from torch import nn
 from torch.nn.utils import parametrize
 
 from cellwright.errors import InputError, InputTypeError
-from cellwright.nn.stack import SIGNATURE
+from cellwright.nn.signatures import PREFIX
 from cellwright.nn.standard import GRU, LSTM, RNN
 from cellwright.nn.standard_base import FLOATING, StandardStack
 from cellwright.nn.standard_cells import GRUCell, LSTMCell, RNNCell
@@ -160,7 +160,7 @@ def _enter(module: nn.Module, ours: type[StandardStack]) -> Change:
 def _leave(module: Any, theirs: type[nn.Module]) -> Change:
     layer = isinstance(module, StandardLayer)
     gone = _configured(module, OURS[theirs]).keys() - (SHOWN_BY_LAYERS if layer else SHOWN_BY_CELLS)
-    gone |= {name for name in vars(module) if name.startswith(SIGNATURE)}
+    gone |= {name for name in vars(module) if name.startswith(PREFIX)}
     if not layer:
         return gone, {}
     names = [

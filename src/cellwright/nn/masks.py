@@ -55,15 +55,32 @@ def active(lengths: Tensor, steps: int) -> Tensor:
     return (t[:, None] < lengths[None, :]).unsqueeze(-1)
 
 
-def read_reset(given: Any, shape: Sequence[int], device: torch.device, axes: str) -> Tensor:
-    """The reset mask as a boolean tensor of ``shape`` on ``device``."""
+def read_reset(
+    given: Any, steps: int, batch: int, device: torch.device, *, batched: bool, batch_first: bool
+) -> Tensor:
+    """The reset mask as a boolean tensor (steps, batch) on ``device``.
+
+    Args:
+        given: by the user: (steps,) for one sequence alone, or (batch, steps) where
+            ``batch_first``.
+        steps, batch: of x.
+        device: of x.
+        batched, batch_first: the form of x.
+    """
+    shape: tuple[int, ...] = (batch, steps) if batch_first else (steps, batch)
+    axes = "(batch, steps)" if batch_first else "(steps, batch)"
+    if not batched:
+        shape, axes = (steps,), "(steps,)"
     if not isinstance(given, Tensor):
         raise InputError(f"reset: expected a boolean tensor {axes}, got {type(given).__name__}")
-    if tuple(given.shape) != tuple(shape):
-        raise InputError(f"reset: expected shape {tuple(shape)} = {axes}, got {tuple(given.shape)}")
+    if tuple(given.shape) != shape:
+        raise InputError(f"reset: expected shape {shape} = {axes}, got {tuple(given.shape)}")
     if given.dtype != torch.bool and given.dtype not in INTEGERS:
         raise InputError(f"reset: expected a boolean tensor, got {given.dtype}")
-    return given.to(device=device, dtype=torch.bool)
+    mask = given.to(device=device, dtype=torch.bool)
+    if not batched:
+        return mask.unsqueeze(1)
+    return mask.T if batch_first else mask
 
 
 def reset_for(reset: Tensor, lengths: Tensor | None, *, reverse: bool) -> Tensor:

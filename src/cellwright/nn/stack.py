@@ -2,53 +2,24 @@
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from threading import get_ident
 from typing import Any
 
-import torch
 from torch import Tensor, nn
-from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
 from cellwright.engines import Call, Result, SideBySide, Signature, run_all, stacking
 from cellwright.errors import InputError
 from cellwright.lang import CellSpec, ParameterSpec
-from cellwright.nn import layout, running
-from cellwright.nn.arguments import (
-    check_count,
-    read_cell,
-    read_choice,
-    read_limit,
-    read_rate,
-    read_sizes,
-    read_zoneout,
-)
+from cellwright.nn import layout, running, signatures
+from cellwright.nn.arguments import FIXED, OPTIONS, check_count, read_cell, read_sizes
 from cellwright.nn.repeating import Whole
 from cellwright.nn.repeating import prepare as prepare_whole
-from cellwright.nn.state import check_state, read_state, state_type
+from cellwright.nn.state import state_type
 from cellwright.nn.stepping import Step, prepare
-from cellwright.plan import GRADIENTS, SAVES, StepOptions, build, read_by_matrices
+from cellwright.plan import StepOptions
 
 WHOLES = 64  # kinds of calls that a layer has ready; for one more all make room
-OPTIONS: Mapping[str, Callable[[Any, Any], Any]] = {
-    "dropout": lambda layer, given: read_rate("dropout", given, most=1.0),
-    "recurrent_dropout": lambda layer, given: read_rate("recurrent_dropout", given),
-    "zoneout": lambda layer, given: read_zoneout(given, layer.cell),
-    "grad_clip": lambda layer, given: read_limit(given),
-    "gradient": lambda layer, given: read_choice("gradient", given, GRADIENTS),
-    "precision": lambda layer, given: read_choice("precision", given, ("fp32", "bf16")),
-    "save": lambda layer, given: read_choice("save", given, SAVES),
-}
-"""Options that may be set again, and how each is read."""
-
-FIXED = frozenset({
-    "cell", "input_size", "hidden_size", "num_layers", "bidirectional", "layer_norm", "heads",
-    "learn_initial_state", "sizes", "proj_size",
-})  # fmt: skip
-"""What a layer's parameters follow from, so that it stays as it is."""
-
-SIGNATURE = "_signature_"  # first part of the attributes that hold a layer's signatures
 
 
 class RecurrentStack(nn.Module):
@@ -117,6 +88,11 @@ class RecurrentStack(nn.Module):
     def applies_dropout(self) -> bool:
         """Whether a call now drops units between layers."""
         return self.training and self.dropout > 0 and self.num_layers > 1
+
+    @property
+    def state_names(self) -> tuple[str, ...]:
+        """Names of the states, as in the equations."""
+        return self._state_names
 
     @property
     def state_sizes(self) -> tuple[int, ...]:
@@ -217,23 +193,11 @@ class RecurrentStack(nn.Module):
             self.precision, self.save,
         )  # fmt: skip
         name = self._names.get(asked)
-        if name is None:
+        if name is None or name not in self.__dict__:
             options = self.step_options(lengths=lengths, reset=reset, trace=trace)
-            name = self._names[asked] = _attribute(layer, options)
-        if name not in self.__dict__:
-            sizes = self.layer_sizes(layer)
-            plan = build(self.cell, options)
-            rows = {p.name: p.shape(sizes)[0] for each in self.stored() for p in each.members}
-            found = Signature(
-                self.cell,
-                options,
-                tuple(sorted(sizes.items())),
-                layout.slices(self.stored(), plan.parameters, rows),
-                self.spatial,
-            )
-            for evaluated_once in ("plan", "text", "size"):
-                getattr(found, evaluated_once)
-            self.__dict__[name] = found
+            name = self._names[asked] = signatures.attribute(layer, options)
+            if name not in self.__dict__:
+                self.__dict__[name] = signatures.make(self, layer, options)
         return name
 
     # What torch.compiler.assume_constant_result does, which would load the compiler at once.
@@ -259,7 +223,7 @@ class RecurrentStack(nn.Module):
             name: value
             for name, value in self.__dict__.items()
             if name not in ("_state_type", "_steps", "_wholes", "_names")
-            and not name.startswith(SIGNATURE)
+            and not name.startswith(signatures.PREFIX)
         }
 
     def __setstate__(self, content: dict[str, Any]) -> None:
@@ -362,53 +326,4 @@ class RecurrentStack(nn.Module):
 
     def check_input(self, x: Any) -> Tensor:
         """``x`` in the layer's dtype, or an :class:`InputError`; shape is the caller's affair."""
-        if not isinstance(x, Tensor):
-            raise InputError(f"x: expected a tensor or a PackedSequence, got {type(x).__name__}")
-        like = self.reference_weight()
-        if x.device != like.device:
-            raise InputError(f"x: the layer is on {like.device}, x on {x.device}")
-        if x.dtype != like.dtype:
-            if x.is_floating_point() and torch.is_autocast_enabled(x.device.type):
-                return x.to(like.dtype)
-            raise InputError(
-                f"x: expected {like.dtype} as the layer's weights, got {x.dtype}; "
-                f"convert one of them"
-            )
-        return x
-
-    def read_states(
-        self, given: Any, lead: tuple[int, ...], space: tuple[int, ...]
-    ) -> list[Tensor]:
-        """The states that a user gave, checked: (*lead, size, *space) each."""
-        like = self.reference_weight()
-        tensors = read_state(given, self._state_names)
-        if torch.is_autocast_enabled(like.device.type):
-            tensors = [t.to(like.dtype) if t.is_floating_point() else t for t in tensors]
-        batch = ", batch" if len(lead) > 1 else ""
-        axes = f"(layers x directions{batch}, size{', *space' if space else ''})"
-        for name, each, size in zip(self._state_names, tensors, self._state_sizes, strict=True):
-            check_state(name, each, (*lead, size, *space), like, axes)
-        return tensors
-
-    def uses_recurrent_dropout(self) -> bool:
-        """Whether the cell has a state on which recurrent dropout can act."""
-        return bool(read_by_matrices(self.cell))
-
-
-def _attribute(layer: int, options: StepOptions) -> str:
-    """A name for the attribute that holds a layer's signature under these options."""
-    return f"{SIGNATURE}{layer}_{hashlib.sha256(repr(options).encode()).hexdigest()[:16]}"
-
-
-def unpack(packed: PackedSequence) -> tuple[Tensor, Tensor]:
-    """A packed batch as (T, B, I) in the order in which it was packed, and its lengths."""
-    return pad_packed_sequence(packed)
-
-
-def pack_like(y: Tensor, lengths: Tensor, packed: PackedSequence) -> PackedSequence:
-    """(T, B, size) packed exactly as ``packed`` is."""
-    order = packed.sorted_indices
-    if order is not None:
-        y, lengths = y.index_select(1, order), lengths.to(order.device)[order].cpu()
-    data = pack_padded_sequence(y, lengths, enforce_sorted=True).data
-    return PackedSequence(data, packed.batch_sizes, order, packed.unsorted_indices)
+        raise AssertionError("a subclass says what it can be called with")

@@ -7,14 +7,13 @@ import warnings
 from collections.abc import Sequence
 from typing import Any
 
-import torch
 from torch import Tensor, is_grad_enabled
 from torch.compiler import is_dynamo_compiling as is_compiling
 from torch.nn.utils.rnn import PackedSequence
 
 from cellwright.errors import InputError, InputTypeError
 from cellwright.nn import masks
-from cellwright.nn.stack import pack_like, unpack
+from cellwright.nn.packing import pack_like, unpack
 from cellwright.nn.standard_base import StandardStack, whole_number
 from cellwright.nn.state import zeros
 
@@ -137,7 +136,9 @@ class StandardLayer(StandardStack):
                 raise InputError("lengths: one sequence alone is whole; leave lengths out")
             lengths = masks.read_lengths(lengths, steps, batch, x.device)
         if reset is not None:
-            reset = _read_reset(reset, steps, batch, x.device, batched=batched, turned=turned)
+            reset = masks.read_reset(
+                reset, steps, batch, x.device, batched=batched, batch_first=turned
+            )
         y, ended, traced = self.run_layers(x, before, lengths, reset, bool(trace))
         if not batched:
             y, ended = y.squeeze(1), [each.squeeze(1) for each in ended]
@@ -210,14 +211,3 @@ def _check_dropout(given: Any) -> float:
     if isinstance(given, bool) or not isinstance(given, numbers.Number) or not 0 <= rate <= 1:
         raise InputError(f"dropout: expected a probability in [0, 1], got {given!r}")
     return rate
-
-
-def _read_reset(
-    reset: Tensor, steps: int, batch: int, device: torch.device, *, batched: bool, turned: bool
-) -> Tensor:
-    """The reset mask as (T, B)."""
-    if not batched:
-        return masks.read_reset(reset, (steps,), device, "(steps,)").unsqueeze(1)
-    if turned:
-        return masks.read_reset(reset, (batch, steps), device, "(batch, steps)").T
-    return masks.read_reset(reset, (steps, batch), device, "(steps, batch)")
