@@ -24,7 +24,8 @@ class Product:
         self.double, self.bf16 = double, bf16
         self.values: list[int] = []
         self.moves: dict[int, Stride] = {}
-        self.work = self.largest = 0
+        self._before: dict[int, int] = {}  # gradient -> sums of those that were added before
+        self.work = self._sums = 0
 
     def add(
         self, m: int, n: int, k: int, left: int, left_row: int, right: int, right_row: int,
@@ -36,42 +37,48 @@ class Product:
         ``left``, ``right``, ``gradient`` and ``other`` are addresses, ``..._row`` elements from
         one row to the next, which may lie before it; ``k`` is the number of rows of ``left`` and
         ``right``. From row ``other_from`` on, ``right`` goes on at ``other``. ``moves`` tells by
-        the names of ``outer.OUTER_ARGUMENTS`` how addresses move in a population.
+        the names of ``outer.OUTER_ARGUMENTS`` how addresses move in a population. What is added
+        to the same gradient again is summed behind what was added before.
         """
         for name, move in (moves or {}).items():
-            place = outer.HEAD + len(self.values) + outer.OUTER_ARGUMENTS.index(name)
+            place = len(outer.HEAD) + len(self.values) + outer.OUTER_ARGUMENTS.index(name)
             self.moves[place] = move
+        if gradient not in self._before:
+            self._before[gradient] = self._sums
+            self._sums += m * n
         self.values += [
             m, n, k, left, left_row, right, right_row, gradient, gradient_row, other,
-            k if other_from is None else other_from,
+            k if other_from is None else other_from, self._before[gradient],
         ]  # fmt: skip
         self.work += m * n * k
-        self.largest = max(self.largest, m)
 
     def run(self) -> None:
         """Carry out the jobs."""
         if not self.values:
             return
-        jobs = len(self.values) // len(outer.OUTER_ARGUMENTS)
         team = threads.count() if self.work > runtime.ALONE_BELOW else 1
-        elements = outer.left_elements(self.largest, team, self.bf16)
+        elements = outer.left_elements(team, self.bf16)
         packed = memory.take("outer", elements, torch.float32).data_ptr() if elements else 0
-        given = (jobs, self.largest, packed, *self.values)
+        given = self._given(packed)
         arguments = (ctypes.c_int64 * len(given))(*given)
         address = helper("outer", self.double, self.bf16)
         threads.launch(address, ctypes.addressof(arguments), 1, threads.SHARES, team)
+
+    def _given(self, packed: int) -> list[int]:
+        """The arguments of the loop."""
+        jobs = len(self.values) // len(outer.OUTER_ARGUMENTS)
+        return [jobs, self._sums, packed, *self.values]
 
     def add_to(self, script: Script) -> None:
         """Let a script carry them out for every member."""
         if not self.values:
             return
-        jobs = len(self.values) // len(outer.OUTER_ARGUMENTS)
-        given = [jobs, self.largest, 0, *self.values]
-        elements = outer.left_elements(self.largest, 1, self.bf16)
+        elements, address = outer.left_elements(1, self.bf16), 0
         if elements:
             packed = script.take("outer of each thread", elements, torch.float32)
-            given[outer.HEAD - 1] = packed.data_ptr()
-            self.moves[outer.HEAD - 1] = 0, pad(elements) * packed.element_size()
+            address = packed.data_ptr()
+            self.moves[outer.HEAD.index("packed")] = 0, pad(elements) * packed.element_size()
+        given = self._given(address)
         arguments = (ctypes.c_int64 * len(given))(*given)
         address = helper("outer", self.double, self.bf16)
         script.add(address, 1, arguments, len(given), self.moves, self.work)

@@ -15,11 +15,17 @@ K_BLOCK = 192
 """Elements of A and of B, along k, that are worked on together: a panel of B, and the lines that a
 tile reads of A, then fit the processor's first cache."""
 
+M_BLOCK = 1024
+"""Columns of A that meet the panels of B one after the other: so much of A stays in a processor's
+own cache meanwhile, and a panel is packed for enough of them."""
+
 LEFT_ROWS = 96  # of A that are packed together, a multiple of the tallest tile
-HEAD = 3  # arguments before those of the jobs
+HEAD = ("jobs", "sums", "packed")
+"""Arguments before those of the jobs: their number, that of all of their sums, and the address of
+:func:`left_elements` elements of memory."""
 
 OUTER_ARGUMENTS = (
-    "m", "n", "k", "a", "a_k", "b", "b_k", "c", "c_row", "other", "other_from"
+    "m", "n", "k", "a", "a_k", "b", "b_k", "c", "c_row", "other", "other_from", "before"
 )  # fmt: skip
 
 
@@ -29,9 +35,10 @@ def emit_outer(double: bool, bf16: bool = False) -> str:
     The gradients of matrices: k runs over steps and rows, from the last to the first if the
     strides are negative. B is packed here, block by block, into panels of 64 columns with zeros
     behind the last. Where B holds states before each step, the rows from ``other_from`` on are the
-    initial state, at ``other``. The arguments are the number of jobs, their largest m, the
-    address of :func:`left_elements` elements of memory, then ``OUTER_ARGUMENTS`` of each job; a
-    thread takes its share of every job's rows.
+    initial state, at ``other``. The arguments are ``HEAD``, then ``OUTER_ARGUMENTS`` of each job.
+
+    The threads share out the sums of all jobs in one row, cut between rows of C: a thread has few
+    jobs, and packs B for those alone. A job knows the number of sums ``before`` it.
 
     For factors in bfloat16 A is packed too, for k has to come in pairs.
     """
@@ -48,58 +55,79 @@ def emit_outer(double: bool, bf16: bool = False) -> str:
     def argument(place: Value) -> Value:
         return e.load(b.gep(arguments, [place], source_etype=I64), I64, 8)
 
-    jobs, largest, packed = (argument(e.i64(place)) for place in range(HEAD))
-    room = b.mul(b.add(b.sdiv(largest, shares), e.i64(LEFT_ROWS)), e.i64(K_BLOCK))
-    own = e.at(b.inttoptr(packed, POINTER), b.mul(share, room))
+    jobs, sums, packed = (argument(e.i64(place)) for place in range(len(HEAD)))
+    own = e.at(b.inttoptr(packed, POINTER), b.mul(share, e.i64(left_elements(1, True))))
+    first = b.sdiv(b.mul(share, sums), shares)
+    end = b.sdiv(b.mul(b.add(share, e.i64(1)), sums), shares)
     with e.loop(e.i64(0), jobs) as job:
-        start = b.add(e.i64(HEAD), b.mul(job, e.i64(len(OUTER_ARGUMENTS))))
+        start = b.add(e.i64(len(HEAD)), b.mul(job, e.i64(len(OUTER_ARGUMENTS))))
         given = {
             name: argument(b.add(start, e.i64(place))) for place, name in enumerate(OUTER_ARGUMENTS)
         }
-        _emit_job(e, given, share, shares, own, tile, panel, bf16)
+        m_from, m_to = (_row_of(e, given, place) for place in (first, end))
+        _emit_job(e, given, m_from, m_to, own, tile, panel, bf16)
     b.ret_void()
     return str(module)
 
 
-def left_elements(m: int, team: int, bf16: bool) -> int:
-    """Elements of memory for a packed left side of ``m`` columns; where it is not packed, none."""
-    return (m + LEFT_ROWS * team) * K_BLOCK if bf16 else 0
+def left_elements(team: int, bf16: bool) -> int:
+    """Elements of memory for packed parts of A; where it is not packed, none."""
+    return (M_BLOCK + LEFT_ROWS) * K_BLOCK * team if bf16 else 0
+
+
+def _row_of(e: Emitter, given: dict[str, Value], place: Value) -> Value:
+    """The row of C that a place among the sums of all jobs is in; only the end is within a tile."""
+    b, tallest = e.b, e.i64(ROW_BLOCKS[0])
+    row = b.sdiv(b.sub(place, given["before"]), given["n"])
+    row = b.select(b.icmp_signed("<", row, e.i64(0)), e.i64(0), row)
+    inside = b.icmp_signed("<", row, given["m"])
+    return b.select(inside, b.mul(b.sdiv(row, tallest), tallest), given["m"])
 
 
 def _emit_job(
-    e: Emitter, given: dict[str, Value], share: Value, shares: Value, packed: Value, tile: Value,
+    e: Emitter, given: dict[str, Value], m_from: Value, m_to: Value, packed: Value, tile: Value,
     panel: Value, bf16: bool,
 ) -> None:  # fmt: skip
-    b, lanes = e.b, e.lanes
-    n_count, k_count, a_k, c_row = (given[name] for name in ("n", "k", "a_k", "c_row"))
-    a, c = (b.inttoptr(given[name], POINTER) for name in ("a", "c"))
-    m_from = b.sdiv(b.mul(share, given["m"]), shares)
-    m_to = b.sdiv(b.mul(b.add(share, e.i64(1)), given["m"]), shares)
+    b = e.b
+    k_count, a_k = given["k"], given["a_k"]
+    a = b.inttoptr(given["a"], POINTER)
     terms = K_BLOCK * bfloat.PER_WORD if bf16 else K_BLOCK
-    with e.loop(e.i64(0), k_count, terms) as k_from:
+    with e.loop(e.i64(0), k_count, terms) as k_from, e.loop(m_from, m_to, M_BLOCK) as m:
         k_here = _least(b, b.sub(k_count, k_from), e.i64(terms))
+        m_stop = _least(b, m_to, b.add(m, e.i64(M_BLOCK)))
         left = e.at(a, b.mul(k_from, a_k))
-        elements = bfloat.words_of(e, k_here) if bf16 else k_here
         if bf16:
-            _pack_left(e, left, a_k, m_from, m_to, k_here, packed)
-        done: Value = e.i64(0)
-        for vectors, end in _panels(e, n_count):
-            with e.loop(done, end, vectors * lanes.count) as n_from:
-                columns = b.sub(n_count, n_from)
-                _pack_right(e, given, k_from, k_here, elements, n_from, columns, vectors, panel,
-                            bf16)  # fmt: skip
-                product = partial(_rows_of_tiles, e, n_from=n_from, columns=columns,
-                                  elements=elements, c=c, c_row=c_row, panel=panel, tile=tile,
-                                  vectors=vectors, bf16=bf16)  # fmt: skip
-                if bf16:
-                    with e.loop(m_from, m_to, LEFT_ROWS) as block:
-                        stop = _least(b, m_to, b.add(block, e.i64(LEFT_ROWS)))
-                        begin = b.mul(b.sub(block, m_from), e.i64(K_BLOCK))
-                        rows = e.at(packed, b.sub(begin, block))
-                        product(block, stop, left=rows, left_k=e.i64(LEFT_ROWS))
-                else:
-                    product(m_from, m_to, left=left, left_k=a_k)
-            done = end
+            _pack_left(e, left, a_k, m, m_stop, k_here, packed)
+            left, a_k = packed, e.i64(LEFT_ROWS)
+        _emit_block(e, given, (m, m_stop), (k_from, k_here), left, a_k, tile, panel, bf16)
+
+
+def _emit_block(
+    e: Emitter, given: dict[str, Value], m: tuple[Value, Value], k: tuple[Value, Value],
+    left: Value, left_k: Value, tile: Value, panel: Value, bf16: bool,
+) -> None:  # fmt: skip
+    """All columns of C for some of its rows, ``m``, and some terms ``k``, panel by panel."""
+    b, lanes = e.b, e.lanes
+    (m_from, m_to), (k_from, k_here) = m, k
+    n_count, c_row = given["n"], given["c_row"]
+    elements = bfloat.words_of(e, k_here) if bf16 else k_here
+    done: Value = e.i64(0)
+    for vectors, end in _panels(e, n_count):
+        with e.loop(done, end, vectors * lanes.count) as n_from:
+            columns = b.sub(n_count, n_from)
+            _pack_right(e, given, k_from, k_here, elements, n_from, columns, vectors, panel, bf16)
+            product = partial(_rows_of_tiles, e, n_from=n_from, columns=columns,
+                              elements=elements, left_k=left_k, c=b.inttoptr(given["c"], POINTER),
+                              c_row=c_row, panel=panel, tile=tile, vectors=vectors,
+                              bf16=bf16)  # fmt: skip
+            if bf16:
+                with e.loop(m_from, m_to, LEFT_ROWS) as block:
+                    stop = _least(b, m_to, b.add(block, e.i64(LEFT_ROWS)))
+                    begin = b.mul(b.sub(block, m_from), e.i64(K_BLOCK))
+                    product(block, stop, left=e.at(left, b.sub(begin, block)))
+            else:
+                product(m_from, m_to, left=left)
+        done = end
 
 
 def _panels(e: Emitter, columns: Value) -> Iterator[tuple[int, Value]]:
