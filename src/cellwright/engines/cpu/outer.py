@@ -154,9 +154,26 @@ def _pack_right(
     e: Emitter, given: dict[str, Value], k_from: Value, k_here: Value, elements: Value,
     n_from: Value, columns: Value, vectors: int, panel: Value, bf16: bool,
 ) -> None:  # fmt: skip
-    """A panel of B, or its words, with zeros behind the last column."""
+    """A panel of B, or its words, with zeros behind the last column.
+
+    What will be packed next is brought near: the columns that follow, or the first ones of the
+    terms that follow.
+    """
     b, lanes = e.b, e.lanes
+    per_word = bfloat.PER_WORD if bf16 else 1
+    following = b.add(n_from, e.i64(vectors * lanes.count))
+    more = b.icmp_signed("<", following, given["n"])
     with e.loop(e.i64(0), elements) as place:
+        first = b.add(k_from, b.mul(place, e.i64(per_word)))
+        rows = [b.add(first, e.i64(number)) for number in range(per_word)]
+        with b.if_else(more) as (beside, below):
+            with beside:
+                for row in rows:
+                    _prefetch(e, e.at(_right_row(e, given, row), following), vectors)
+            with below:
+                for row in rows:
+                    term = b.add(row, e.i64(per_word * K_BLOCK))
+                    _prefetch(e, _right_row(e, given, term), VECTORS)
         for v in range(vectors):
             start = e.i64(v * lanes.count)
             mask = e.lanes_below(b.sub(columns, start))
@@ -168,6 +185,12 @@ def _pack_right(
             value = bfloat.across(e, place, k_here, right) if bf16 else right(place)
             into = b.add(b.mul(place, e.i64(vectors * lanes.count)), start)
             e.store(value, e.at(panel, into))
+
+
+def _prefetch(e: Emitter, place: Value, vectors: int) -> None:
+    """Bring some vectors near."""
+    for line in range(vectors * e.lanes.count * e.lanes.bytes // LINE):
+        e.prefetch(e.at(place, e.i64(line * LINE // e.lanes.bytes)))
 
 
 def _least(b: ir.IRBuilder, one: Value, other: Value) -> Value:
