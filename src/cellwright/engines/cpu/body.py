@@ -24,12 +24,12 @@ from llvmlite import ir
 from cellwright.engines.cpu.arrays import Array, Sources
 from cellwright.engines.cpu.evaluation import Evaluation
 from cellwright.engines.cpu.evaluation import Tiles as TileValues
-from cellwright.engines.cpu.frame import Frame
+from cellwright.engines.cpu.frame import TILE_ROWS, Frame
 from cellwright.engines.cpu.ops import I1, I8, I32, I64, Lanes, Value
 from cellwright.engines.cpu.product import LINE
 from cellwright.engines.cpu.program import Program, weights_slot
 from cellwright.engines.cpu.targets import Group, Panels, find_targets, group
-from cellwright.engines.cpu.tiles import TILE_ROWS, Tiles
+from cellwright.engines.cpu.tiles import Tiles
 from cellwright.engines.cpu.waiting import BARRIER
 from cellwright.ir import ONE, Node, topological
 from cellwright.plan import Stage

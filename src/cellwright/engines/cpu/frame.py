@@ -11,6 +11,9 @@ from cellwright.engines.cpu.arrays import Array, Index, Kind
 from cellwright.engines.cpu.ops import I8, I64, POINTER, Emitter, Lanes, Value
 from cellwright.engines.cpu.program import ENTRY, NUMBERS, Program
 
+TILE_ROWS = 48
+"""Rows whose products are computed before their equations."""
+
 
 class Frame:
     """A function ``run(arguments, first_row, end_row, share, shares)`` under construction.
@@ -104,11 +107,19 @@ class Frame:
     def prefetch(self, array: Array, place: Value, *, write: bool = False) -> None:
         """Bring near, for the following step, what lies at ``place`` of an array at this step.
 
-        What is read or written step after step is new to the processor's caches every time.
+        What is read or written step after step is new to the processor's caches every time. Where
+        rows are those of all steps, it is what lies there of the rows that follow, behind products.
         """
-        if array.index is not Index.TIME or array.kind is not Kind.ROWS or array.boolean:
+        if array.kind is not Kind.ROWS or array.boolean:
             return
         b = self.e.b
+        if not self.program.looped and any(self.program.groups):
+            if array.slot not in self.program.temporaries:
+                ahead = self.e.at(place, self.e.i64(TILE_ROWS * array.stride))
+                self.e.prefetch(ahead, write=write)
+            return
+        if array.index is not Index.TIME:
+            return
         ring = self._ring(array)
         steps = b.sub(b.and_(self._following, ring), b.and_(self.t, ring))
         rows = b.mul(self.argument("rows"), self.e.i64(array.stride))

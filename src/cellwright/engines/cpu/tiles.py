@@ -10,7 +10,7 @@ from llvmlite import ir
 from cellwright.engines.cpu import bfloat
 from cellwright.engines.cpu.arrays import Array, Sources
 from cellwright.engines.cpu.evaluation import Evaluation
-from cellwright.engines.cpu.frame import Frame
+from cellwright.engines.cpu.frame import TILE_ROWS, Frame
 from cellwright.engines.cpu.ops import I32, Value
 from cellwright.engines.cpu.packing import row_counts
 from cellwright.engines.cpu.product import (
@@ -23,8 +23,6 @@ from cellwright.engines.cpu.product import (
 from cellwright.engines.cpu.program import weights_slot
 from cellwright.engines.cpu.targets import Group, Panels, Target
 from cellwright.ir import Node
-
-TILE_ROWS = 48
 
 
 @dataclass(frozen=True)
