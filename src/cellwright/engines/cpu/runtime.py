@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from cellwright.engines.cpu import jit, product, threads
+from cellwright.engines.cpu.arrays import Kind
 from cellwright.engines.cpu.members import Arguments, Script, Stride, pad
 from cellwright.engines.cpu.memory import memory
 from cellwright.engines.cpu.ordered import LARGE_PACK, OrderedWeights, Weight
@@ -29,6 +30,9 @@ ALONE_BELOW = 4_000_000
 
 POINTWISE_ALONE_BELOW = 16_384
 """Elements of a pass without products below which one thread does it."""
+
+SUMS_ALONE_BELOW = 1 << 18
+"""Numbers that sums over rows and steps read below which one thread does them."""
 
 
 @dataclass(frozen=True)
@@ -107,6 +111,8 @@ class Compiled:
         self._pointers = struct.Struct(f"{len(self._pointed)}q").pack_into
         self._extents_at, self._pointers_at = 8 * first, 8 * (first + len(NUMBERS))
         self._widest = max((program.sizes[node.size] for node in program.stores), default=1)
+        of_units = [node for node, each in program.sources.items() if each.kind is Kind.ROWS]
+        self._read = sum(program.sizes[node.size] for node in of_units)
         self._local = threading.local()
 
     def run(
@@ -186,7 +192,7 @@ class Compiled:
         They are added to what lies in the arrays of the sums.
         """
         arguments = self._arguments(at, 0, steps, rows, reverse, False)
-        team = threads.count() if rows * steps > 2_000 else 1
+        team = threads.count() if rows * steps * self._read >= SUMS_ALONE_BELOW else 1
         threads.launch(self.address, arguments, rows, threads.SHARES, team)
 
     def prepare(
