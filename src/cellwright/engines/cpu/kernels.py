@@ -138,7 +138,7 @@ class Kernels:
         """The forward programs: what they are, inputs, loop."""
 
         def make() -> Any:
-            programs = forward(self.signature, keep=keep, fuse=fuse)
+            programs = forward(self.signature, keep=keep, fuse=fuse, in_place=True)
             return programs, self._compile(programs.inputs), self._compile(programs.loop)
 
         return self._keep(("forward", keep, fuse), make)

@@ -11,18 +11,31 @@ from cellwright.plan import Plan
 
 
 class Layout:
-    """Places of the leaves that all programs of a layer share."""
+    """Places of the leaves that all programs of a layer share.
 
-    def __init__(self, signature: Signature, *, output_is_state: bool = False):
+    Args:
+        signature: of the layer.
+        output_is_state: the state that is the output lies where the output does.
+        saved_in_place: hoisted values that are saved as they are lie where they are saved.
+    """
+
+    def __init__(
+        self, signature: Signature, *, output_is_state: bool = False, saved_in_place: bool = False
+    ):
         self.signature = signature
         self.output_is_state = output_is_state
         self.plan: Plan = signature.plan
         self.sizes = signature.size
+        inputs = self.plan.forward.inputs
+        saved = self.plan.forward.saved.items() if saved_in_place else ()
+        leaves = {str(each.attribute("name")): name for name, each in saved if each.op == "value"}
+        self.in_place = {name: slot for name, slot in leaves.items() if name in inputs}
         self.columns: dict[str, int] = {}
         self.width = 0
-        for name, node in self.plan.forward.inputs.items():
-            self.columns[name] = self.width
-            self.width += self.sizes[node.size]
+        for name, node in inputs.items():
+            if name not in self.in_place:
+                self.columns[name] = self.width
+                self.width += self.sizes[node.size]
 
     def state_slot(self, name: str) -> str:
         """Where a state lies; the one that is the output may do without a place of its own."""
@@ -39,8 +52,10 @@ class Layout:
         return Array(slot, kind, index, stride=units, boolean=boolean)
 
     def hoisted(self, slot: str, name: str, index: Index) -> Array:
-        """The columns of a hoisted value in the array that holds all of them."""
+        """The columns of a hoisted value in the array that holds all of them, or its own array."""
         size = self.plan.forward.inputs[name].size
+        if name in self.in_place:
+            return self.array(self.in_place[name], size, index)
         kind = Kind.ROW if size == ONE else Kind.ROWS
         return Array(slot, kind, index, stride=self.width, offset=self.columns[name])
 

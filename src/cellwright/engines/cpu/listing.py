@@ -63,7 +63,7 @@ def _programs(signature: Signature) -> dict[str, Program]:
     kernels = Kernels(signature, double=False)
     signature, rows = kernels.signature, kernels.fuse_from
     fuse = rows is not None
-    there = forward(signature, keep=True, fuse=fuse)
+    there = forward(signature, keep=True, fuse=fuse, in_place=True)
     back = backward(signature, need_x=True)
     inside = f", products with x inside (from {rows} rows a thread)" if fuse else ""
     found = {

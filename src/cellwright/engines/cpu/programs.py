@@ -128,8 +128,9 @@ def _terms(node: Node) -> list[Node]:
 
 
 def forward(
-    signature: Signature, *, keep: bool, fuse: bool = False, apart: bool = False
-) -> Forward:
+    signature: Signature, *, keep: bool, fuse: bool = False, apart: bool = False,
+    in_place: bool = False,
+) -> Forward:  # fmt: skip
     """The programs of a forward pass.
 
     Args:
@@ -137,9 +138,12 @@ def forward(
         keep: what the backward pass reads.
         fuse: compute the products with x in the loop; see :func:`can_fuse`.
         apart: write the state that is the output to a place of its own too.
+        in_place: with ``keep``, write hoisted values that are saved where they are saved.
     """
     # A user may change the output in place, so what the backward pass reads lies elsewhere.
-    layout = Layout(signature, output_is_state=not (keep or apart))
+    layout = Layout(
+        signature, output_is_state=not (keep or apart), saved_in_place=in_place and keep and not fuse
+    )
     plan = layout.plan.forward
     stores: Stores = {}
     fused = {leaf("value", name, node.vector): node for name, node in plan.inputs.items() if fuse}
@@ -157,8 +161,9 @@ def forward(
         store(node, layout.array(f"trace.{name}", node.size, Index.TIME))
     if keep:
         for name, node in {**plan.saved, **(plan.saved_inputs if fuse else {})}.items():
-            array = layout.array(name, node.size, Index.TIME, boolean=node.vector.boolean)
-            store(node, array)
+            if name not in layout.in_place.values():
+                array = layout.array(name, node.size, Index.TIME, boolean=node.vector.boolean)
+                store(node, array)
     sources = layout.leaves(stores, looped=True)
     loop = Program(with_copies(cut(stores), stores), layout.sizes, sources, stores)
     return Forward(None if fuse else _forward_inputs(layout, keep=keep), loop, layout.width)
