@@ -2,6 +2,8 @@
 
 Sums are first rearranged so that their state-independent terms come first: ``W @ x + U @ h + b``
 becomes ``(W @ x + b) + U @ h``, and what is in the brackets is computed for all steps at once.
+A function such as ``tanh(W @ x)`` is no such term: the loop reads ``W @ x`` and computes the function
+in registers, so that nothing but the product has to be hoisted, kept and differentiated apart.
 """
 
 from __future__ import annotations
@@ -45,7 +47,7 @@ def regions(roots: Iterable[Node]) -> dict[Node, Region]:
 
 
 def gather_sums(roots: Iterable[Node]) -> list[Node]:
-    """``roots`` with the state-independent terms of every sum added up first."""
+    """``roots`` with the state-independent terms of every sum added up first, but for functions."""
     roots = list(roots)
     region = regions(roots)
     users: dict[Node, int] = {}
@@ -62,8 +64,9 @@ def gather_sums(roots: Iterable[Node]) -> list[Node]:
     for each in topological(roots):
         if each.op == "add" and region[each] == Region.STEP:
             parts = [term for source in each.inputs for term in terms(source)]
-            early = [done[p] for p in parts if region[p] < Region.STEP]
-            late = [done[p] for p in parts if region[p] == Region.STEP]
+            first = [region[p] < Region.STEP and not _is_function(p, region) for p in parts]
+            early = [done[p] for p, is_first in zip(parts, first, strict=True) if is_first]
+            late = [done[p] for p, is_first in zip(parts, first, strict=True) if not is_first]
             if len(early) > 1:
                 total = early[0]
                 for part in [*early[1:], *late]:
@@ -73,6 +76,14 @@ def gather_sums(roots: Iterable[Node]) -> list[Node]:
         inputs = tuple(done[source] for source in each.inputs)
         done[each] = each if inputs == each.inputs else rebuild(each, inputs)
     return [done[root] for root in roots]
+
+
+def _is_function(each: Node, region: dict[Node, Region]) -> bool:
+    """Whether a term is a function of ``x`` that the loop may as well compute of one number."""
+    if region[each] != Region.INPUT or TABLE[each.op].cost <= 1:
+        return False
+    below = _push_down([each], region)
+    return len(below) == 1 and below != [each]
 
 
 @dataclass(frozen=True)

@@ -142,7 +142,9 @@ def forward(
     """
     # A user may change the output in place, so what the backward pass reads lies elsewhere.
     layout = Layout(
-        signature, output_is_state=not (keep or apart), saved_in_place=in_place and keep and not fuse
+        signature,
+        output_is_state=not (keep or apart),
+        saved_in_place=in_place and keep and not fuse,
     )
     plan = layout.plan.forward
     stores: Stores = {}
