@@ -2,8 +2,8 @@
 
 Sums are first rearranged so that their state-independent terms come first: ``W @ x + U @ h + b``
 becomes ``(W @ x + b) + U @ h``, and what is in the brackets is computed for all steps at once.
-A function such as ``tanh(W @ x)`` is no such term: the loop reads ``W @ x`` and computes the function
-in registers, so that nothing but the product has to be hoisted, kept and differentiated apart.
+A function such as ``tanh(W @ x)`` is no such term: the loop reads ``W @ x`` and computes the
+function in registers, so that only the product is hoisted, and nothing is differentiated apart.
 """
 
 from __future__ import annotations
