@@ -24,8 +24,8 @@ class Product:
         self.double, self.bf16 = double, bf16
         self.values: list[int] = []
         self.moves: dict[int, Stride] = {}
-        self._before: dict[int, int] = {}  # gradient -> sums of those that were added before
-        self.work = self._sums = 0
+        self._before: dict[int, int] = {}  # gradient -> places of jobs before it
+        self.work = self._places = 0
 
     def add(
         self, m: int, n: int, k: int, left: int, left_row: int, right: int, right_row: int,
@@ -44,8 +44,8 @@ class Product:
             place = len(outer.HEAD) + len(self.values) + outer.OUTER_ARGUMENTS.index(name)
             self.moves[place] = move
         if gradient not in self._before:
-            self._before[gradient] = self._sums
-            self._sums += m * n
+            self._before[gradient] = self._places
+            self._places += outer.places(m, n)
         self.values += [
             m, n, k, left, left_row, right, right_row, gradient, gradient_row, other,
             k if other_from is None else other_from, self._before[gradient],
@@ -67,7 +67,7 @@ class Product:
     def _given(self, packed: int) -> list[int]:
         """The arguments of the loop."""
         jobs = len(self.values) // len(outer.OUTER_ARGUMENTS)
-        return [jobs, self._sums, packed, *self.values]
+        return [jobs, self._places, packed, *self.values]
 
     def add_to(self, script: Script) -> None:
         """Let a script carry them out for every member."""

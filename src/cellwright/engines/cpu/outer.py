@@ -20,9 +20,12 @@ M_BLOCK = 1024
 own cache meanwhile, and a panel is packed for enough of them."""
 
 LEFT_ROWS = 96  # of A that are packed together, a multiple of the tallest tile
-HEAD = ("jobs", "sums", "packed")
-"""Arguments before those of the jobs: their number, that of all of their sums, and the address of
-:func:`left_elements` elements of memory."""
+PACK_ROWS = 16
+"""Rows of C whose products take about as long as packing B for them."""
+
+HEAD = ("jobs", "places", "packed")
+"""Arguments before those of the jobs: their number, that of all of their places, and the address
+of :func:`left_elements` elements of memory."""
 
 OUTER_ARGUMENTS = (
     "m", "n", "k", "a", "a_k", "b", "b_k", "c", "c_row", "other", "other_from", "before"
@@ -37,8 +40,9 @@ def emit_outer(double: bool, bf16: bool = False) -> str:
     behind the last. Where B holds states before each step, the rows from ``other_from`` on are the
     initial state, at ``other``. The arguments are ``HEAD``, then ``OUTER_ARGUMENTS`` of each job.
 
-    The threads share out the sums of all jobs in one row, cut between rows of C: a thread has few
-    jobs, and packs B for those alone. A job knows the number of sums ``before`` it.
+    The threads share out the places of all jobs in one row, cut between rows of C: a thread has
+    few jobs, and packs B for those alone. A job has so many ``places``, and ``before`` it are
+    those of others.
 
     For factors in bfloat16 A is packed too, for k has to come in pairs.
     """
@@ -55,10 +59,10 @@ def emit_outer(double: bool, bf16: bool = False) -> str:
     def argument(place: Value) -> Value:
         return e.load(b.gep(arguments, [place], source_etype=I64), I64, 8)
 
-    jobs, sums, packed = (argument(e.i64(place)) for place in range(len(HEAD)))
+    jobs, count, packed = (argument(e.i64(place)) for place in range(len(HEAD)))
     own = e.at(b.inttoptr(packed, POINTER), b.mul(share, e.i64(left_elements(1, True))))
-    first = b.sdiv(b.mul(share, sums), shares)
-    end = b.sdiv(b.mul(b.add(share, e.i64(1)), sums), shares)
+    first = b.sdiv(b.mul(share, count), shares)
+    end = b.sdiv(b.mul(b.add(share, e.i64(1)), count), shares)
     with e.loop(e.i64(0), jobs) as job:
         start = b.add(e.i64(len(HEAD)), b.mul(job, e.i64(len(OUTER_ARGUMENTS))))
         given = {
@@ -70,15 +74,20 @@ def emit_outer(double: bool, bf16: bool = False) -> str:
     return str(module)
 
 
+def places(m: int, n: int) -> int:
+    """Places of a job: for each of its sums, and for packing, where it begins."""
+    return (m + PACK_ROWS) * n
+
+
 def left_elements(team: int, bf16: bool) -> int:
     """Elements of memory for packed parts of A; where it is not packed, none."""
     return (M_BLOCK + LEFT_ROWS) * K_BLOCK * team if bf16 else 0
 
 
 def _row_of(e: Emitter, given: dict[str, Value], place: Value) -> Value:
-    """The row of C that a place among the sums of all jobs is in; only the end is within a tile."""
+    """The row of C that a place among those of all jobs is in; only the end is within a tile."""
     b, tallest = e.b, e.i64(ROW_BLOCKS[0])
-    row = b.sdiv(b.sub(place, given["before"]), given["n"])
+    row = b.sub(b.sdiv(b.sub(place, given["before"]), given["n"]), e.i64(PACK_ROWS))
     row = b.select(b.icmp_signed("<", row, e.i64(0)), e.i64(0), row)
     inside = b.icmp_signed("<", row, given["m"])
     return b.select(inside, b.mul(b.sdiv(row, tallest), tallest), given["m"])
