@@ -234,6 +234,14 @@ def test_a_bias_written_last_is_hoisted_too():
     assert "b" not in loop_parameters(plan)
 
 
+def test_a_function_of_the_input_in_a_sum_is_computed_in_the_loop():
+    """Before it there is the product alone, and behind it no gradient is left to compute."""
+    plan = build(CELLS["mut1"])
+    assert all(each.op in ("add", "matvec") for each in plan.forward.inputs.values())
+    assert not plan.forward.saved_inputs
+    assert all(is_leaf(each.delta) for each in plan.backward.inputs.matrices)
+
+
 def test_a_sum_that_is_used_twice_stays_a_value_of_its_own():
     @cw.cell(state="h")
     def mine(x, h, W, U, b):

@@ -79,8 +79,9 @@ def gather_sums(roots: Iterable[Node]) -> list[Node]:
 
 
 def _is_function(each: Node, region: dict[Node, Region]) -> bool:
-    """Whether a term is a function of ``x`` that the loop may as well compute of one number."""
-    if region[each] != Region.INPUT or TABLE[each.op].cost <= 1:
+    """Whether a term is a function of one number that is known from ``x``, and not linear."""
+    one_number = TABLE[each.op].kind == "pointwise" and len(each.inputs) == 1
+    if region[each] != Region.INPUT or not one_number or each.op in ("neg", "expand"):
         return False
     below = _push_down([each], region)
     return len(below) == 1 and below != [each]

@@ -271,7 +271,7 @@ def test_outer_products_of_whole_numbers_are_exact(team):
     torch.set_num_threads(team)
     poison()
     guards, job, expected = Guards(), matrices.Product(False, bf16=True), []
-    for m, n, k in [*SIZES, (301, 20, 40)]:
+    for m, n, k in [*SIZES, (301, 20, 40), (1100, 20, 40)]:
         left = draw(guards, k, m, m + 1, torch.float32, whole_numbers=True)
         right = draw(guards, k, n, n + 3, torch.float32, whole_numbers=True)
         initial = draw(guards, 1, n, n + 3, torch.float32, whole_numbers=True)

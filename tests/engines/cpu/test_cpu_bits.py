@@ -17,7 +17,7 @@ from engines.test_backward import UNUSUAL
 
 from cellwright.engines import Cotangents
 from cellwright.engines.cpu import jit, kernels, packing, product, runtime, threads
-from cellwright.engines.cpu.programs import can_fuse
+from cellwright.engines.cpu.programs import can_fuse, forward
 from cellwright.lang import cell, cos, mean, next_state, tanh
 
 CELLS = CATALOGUE | UNUSUAL
@@ -80,7 +80,7 @@ class Launches:
 
 
 SHARED = {
-    "batch": {"ALONE_BELOW": 0, "LARGE_WEIGHTS": 1 << 60, "MANY_ROWS": 1},
+    "batch": {"ALONE_BELOW": 0, "SUMS_ALONE_BELOW": 0, "LARGE_WEIGHTS": 1 << 60, "MANY_ROWS": 1},
     "units": {"ALONE_BELOW": 0, "LARGE_WEIGHTS": 0, "MANY_ROWS": 1 << 40, "SHARE_FROM": 0},
 }
 
@@ -242,6 +242,7 @@ def test_whatever_is_stored():
         ("layer_norm_lstm", F32),
         ("layer_norm_lstm", F64),
         ("minlstm", F32),
+        ("mut1", F32),
         ("sru", F64),
     ],
     ids=str,
@@ -268,9 +269,29 @@ def test_products_with_x_before_the_loop_or_in_it(cell, dtype, monkeypatch):
 
 
 def test_a_value_in_a_sum_with_a_product_of_the_loop_stays_before_it():
-    """tanh(W @ x) + b + U @ (r * h): the chain begins with what has been computed before."""
-    call = make_call(CATALOGUE["mut1"], None, Shape(4, 5, 19, 18))
+    """v * (W @ x) + b + U @ h: the chain begins with what has been computed before."""
+
+    @cell(state="h")
+    def scaled(x, h, W, U, v, b):
+        return next_state(h=tanh(v * (W @ x) + b + U @ h))
+
+    call = make_call(scaled, None, Shape(4, 5, 19, 18))
     assert not can_fuse(call.signature)
+
+
+def test_what_is_saved_as_it_was_hoisted_is_written_once():
+    """The loop of an SRU reads two products with x where the backward pass will read them."""
+    plain = make_call(CATALOGUE["sru"], None, Shape(4, 5, 19, 18)).signature
+    made = forward(plain, keep=True, in_place=True)
+    kept = {name for name, node in plain.plan.forward.saved.items() if node.op == "value"}
+    before, inside = (
+        {array.slot for arrays in program.stores.values() for array in arrays}
+        for program in (made.inputs, made.loop)
+    )
+    assert len(kept) == 2
+    assert before == {"inputs", *kept}
+    assert not inside & kept
+    assert made.width == 2 * 18
 
 
 # --- other processors --------------------------------------------------------------------------

@@ -17,6 +17,7 @@ both = pytest.mark.parametrize("dtype", DTYPES, ids=str)
 SIZES = [
     (1, 1, 1), (5, 3, 7), (2, 17, 1), (6, 64, 512), (7, 65, 513), (13, 130, 1100), (8, 31, 3),
     (25, 129, 40), (4, 128, 1024), (11, 9, 511), (6, 70, 192), (7, 33, 193), (5, 16, 383),
+    (1030, 17, 2),
 ]  # fmt: skip
 
 
@@ -114,8 +115,10 @@ def test_states_before_each_step(steps, rows, reverse, dtype):
 
 @both
 @pytest.mark.parametrize("size", [(7, 65, 513), (13, 130, 1100), (5, 3, 7)], ids=str)
-def test_a_sum_goes_on_where_it_stopped(size, dtype):
+def test_a_sum_goes_on_where_it_stopped(size, dtype, monkeypatch):
     """Rows in parts, the last part first, have the bits of all rows from the last to the first."""
+    monkeypatch.setattr(runtime, "ALONE_BELOW", 0)
+    torch.set_num_threads(2)
     (m, n, k), guards = size, Guards()
     left, right = draw(guards, k, m, m, dtype), draw(guards, k, n, n, dtype)
     whole, upwards, in_parts = (guards.zeros(m, n, dtype=dtype) for _ in range(3))
