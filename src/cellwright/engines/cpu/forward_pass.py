@@ -68,6 +68,7 @@ class ForwardPass:
 
     Attributes:
         output: of the call, of every step.
+        rings: the last two steps of each state that is not the output, by slot, if nothing is kept.
         row_bytes: working memory of one sequence's step; the spans follow from it.
     """
 
@@ -80,7 +81,7 @@ class ForwardPass:
         )
         self._scratch: dict[str, Node] = {}
         self._stay: dict[str, Tensor] = {}
-        self._rings: dict[str, Tensor] = {}
+        self.rings: dict[str, Tensor] = {}
         self.output = slots.fresh("output", plan.output)
         self._trace = [slots.fresh(f"trace.{name}", node) for name, node in plan.trace.items()]
         if keep:
@@ -111,12 +112,16 @@ class ForwardPass:
             if number == 0 and node is plan.output:
                 self._stay[slot] = self.output
             else:
-                self._rings[slot] = slots.pair(slot, slots.sizes[node.size])
+                self.rings[slot] = slots.pair(slot, slots.sizes[node.size])
+
+    def spans(self) -> list[Span]:
+        """Which steps are computed together."""
+        return spans(self.slots.steps, self.slots.rows, self.row_bytes)
 
     def turns(self) -> Turns[Result]:
         """All spans, each from the states that the one before has left."""
         slots = self.slots
-        parts = spans(slots.steps, slots.rows, self.row_bytes)
+        parts = self.spans()
         slots.repeat_masks(parts[0].stop)
         after: list[Tensor] = []
         for span in parts:
@@ -145,8 +150,8 @@ class ForwardPass:
         last = 0 if slots.reverse else span.stop - span.first - 1
         after = []
         for slot in slots.kernels.states:
-            if slot in self._rings:
-                state = self._rings[slot].select(-3, last & 1)
+            if slot in self.rings:
+                state = self.rings[slot].select(-3, last & 1)
             elif slot in inside:
                 state = inside[slot][last]
             else:

@@ -77,7 +77,7 @@ class Product:
         if elements:
             packed = script.take("outer of each thread", elements, torch.float32)
             address = packed.data_ptr()
-            self.moves[outer.HEAD.index("packed")] = 0, pad(elements) * packed.element_size()
+            self.moves[outer.HEAD.index("packed")] = Stride(0, pad(elements) * packed.element_size())
         given = self._given(address)
         arguments = (ctypes.c_int64 * len(given))(*given)
         address = helper("outer", self.double, self.bf16)

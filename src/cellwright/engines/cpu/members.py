@@ -16,9 +16,10 @@ the memory, and the cache, of the thread that works on it.
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import NamedTuple
 
 import torch
 from llvmlite import ir
@@ -42,8 +43,35 @@ ALONE_BELOW = 200_000
 
 Arguments = ctypes.Array[ctypes.c_int64]
 
-Stride = tuple[int, int]
-"""Bytes from member to member, and from thread to thread."""
+
+class Stride(NamedTuple):
+    """How an address moves.
+
+    Attributes:
+        by_member, by_thread: bytes from one to the next.
+        inside: the tensor of a call that it points into; None for memory of the script's own.
+    """
+
+    by_member: int
+    by_thread: int
+    inside: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Placed:
+    """A script as the driver reads it; it may be carried out again and again.
+
+    Attributes:
+        values: what the driver reads.
+        launch: of the driver.
+        inside: places in ``values`` with addresses inside of a call's tensors, and the tensors.
+        held: the working memory.
+    """
+
+    values: ctypes.Array[ctypes.c_int64]
+    launch: threads.Launch
+    inside: Sequence[tuple[int, Tensor]]
+    held: Sequence[object]
 
 
 class Script:
@@ -64,6 +92,7 @@ class Script:
         self.work = 0  # multiplications
         self.held: list[object] = []  # what the arguments point into
         self._programs: list[tuple[int, int, list[int]]] = []
+        self._inside: list[tuple[int, Tensor]] = []
         self._longest = 0
 
     @property
@@ -99,15 +128,29 @@ class Script:
             work: multiplications of one member.
         """
         numbers = [*arguments[:count], *[0] * (2 * count)]
-        for place, (by_member, by_thread) in strides.items():
-            numbers[count + place] = by_member
-            numbers[2 * count + place] = by_thread
+        behind = sum(len(each) for *_, each in self._programs)
+        for place, stride in strides.items():
+            numbers[count + place] = stride.by_member
+            numbers[2 * count + place] = stride.by_thread
+            if stride.inside is not None:
+                self._inside.append((behind + place, stride.inside))
         self._programs.append((program, rows, numbers))
         self._longest = max(self._longest, count)
         self.work += work * self.members
 
     def run(self) -> None:
         """Carry everything out, and forget it."""
+        placed = self.placed()  # stays until it has been read
+        launch = placed.launch
+        threads.launch(launch.address, launch.arguments, launch.rows, launch.how, launch.most)
+        self.clear()
+
+    def clear(self) -> None:
+        """Forget everything."""
+        self._programs, self._inside, self._longest, self.work, self.held = [], [], 0, 0, []
+
+    def placed(self) -> Placed:
+        """Everything as the driver reads it."""
         begin = len(HEAD) + len(FIELDS) * len(self._programs)
         total = begin + sum(len(numbers) for _, _, numbers in self._programs)
         space = (self._longest + 15) // 8 * 8  # on cache lines of their own
@@ -121,8 +164,9 @@ class Script:
         values[:total] = [*head, *behind]
         team = self.team if self.work >= ALONE_BELOW else 1
         driver = _driver(jit.features_limit())
-        threads.launch(driver.members, base, self.members, threads.SHARES, team)
-        self._programs, self._longest, self.work, self.held = [], 0, 0, []
+        launch = threads.Launch(driver.members, base, self.members, threads.SHARES, team)
+        inside = [(begin + place, tensor) for place, tensor in self._inside]
+        return Placed(values, launch, inside, self.held)
 
 
 class OneCall(Script):
@@ -145,13 +189,14 @@ class OneCall(Script):
 def within(tensor: Tensor) -> Tensor:
     """``tensor`` such that the numbers of each member lie one after the other."""
     if tensor.stride(0) == 0 and tensor.shape[0] > 0:
-        return tensor[0].contiguous().expand(tensor.shape)
+        first = tensor[0]
+        return tensor if first.is_contiguous() else first.contiguous().expand(tensor.shape)
     return tensor if tensor[:1].is_contiguous() else tensor.contiguous()
 
 
 def by_member(tensor: Tensor) -> Stride:
     """How far the address of such a tensor's first number moves."""
-    return tensor.stride(0) * tensor.element_size(), 0
+    return Stride(tensor.stride(0) * tensor.element_size(), 0, tensor)
 
 
 def pad(elements: int) -> int:

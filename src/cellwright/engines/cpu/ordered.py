@@ -75,7 +75,7 @@ class OrderedWeights:
     @property
     def apart(self) -> Stride:
         """How packed weights move."""
-        return 0, pad(self.elements) * self.width
+        return Stride(0, pad(self.elements) * self.width)
 
     def _moves(
         self, weights: Sequence[Tensor], dense: Sequence[Tensor], apart: Stride

@@ -7,10 +7,11 @@ from collections.abc import Iterable, Iterator, Sequence
 import torch
 from torch import Tensor
 
-from cellwright.engines.cpu import threads
+from cellwright.engines.cpu import repeated, threads
 from cellwright.engines.cpu.backward_pass import BackwardPass
 from cellwright.engines.cpu.forward_pass import ForwardPass
-from cellwright.engines.cpu.members import Script
+from cellwright.engines.cpu.members import Placed, Script, within
+from cellwright.engines.cpu.pages import empty
 from cellwright.engines.cpu.scripted import Members
 from cellwright.engines.cpu.slots import Slots
 from cellwright.engines.cpu.turns import complete
@@ -19,6 +20,9 @@ from cellwright.engines.protocol import Call, Cotangents, Gradients, Result
 
 def forward(call: Call, *, keep: bool) -> Result:
     """Run the forward programs of every member."""
+    run = None if keep else repeated.ready_members(call, _ready)
+    if run is not None:
+        return run(call)
     if not _go_one_by_one(call):
         script = Script(call.population or 0)
         return complete(ForwardPass(Members(call, script), keep=keep).turns(), script.run)
@@ -29,6 +33,63 @@ def forward(call: Call, *, keep: bool) -> Result:
         _stacked(each.trace for each in found),
         _stacked(each.kept for each in found),
     )
+
+
+def _ready(call: Call) -> repeated.Run | None:
+    """A way to run calls like this one with a script that stays; None where there is none."""
+    plan = call.signature.plan
+    if plan.graph.streams or plan.forward.once or plan.forward.trace:
+        return None
+    if not call.population or _go_one_by_one(call):
+        return None
+    if any(within(each) is not each for each in _tensors(call)):
+        return None
+    script = Script(call.population)
+    forward = ForwardPass(Members(call, script), keep=False)
+    if len(forward.spans()) > 1:
+        return None
+    next(forward.turns())
+    return None if script.work > repeated.MOST else _Repeated(call, forward, script.placed()).run
+
+
+def _tensors(call: Call) -> list[Tensor]:
+    return [call.x, *call.states, *call.weights]
+
+
+class _Repeated:
+    """The forward pass of populations like one.
+
+    Args:
+        call: of that one.
+        forward: its pass.
+        placed: the script that this has written.
+    """
+
+    def __init__(self, call: Call, forward: ForwardPass, placed: Placed):
+        # What is read and written again; the tensors of that call are not kept.
+        self._values, self._held = placed.values, (placed.held, forward.slots.kernels)
+        self._start, self._last = threads.Prepared(placed.launch), call.steps[-1]
+        self._shape, self._dtype = forward.output.shape, forward.output.dtype
+        number = {id(each): k for k, each in enumerate([*_tensors(call), forward.output])}
+        self._moving = [
+            (place, number[id(each)], placed.values[place] - each.data_ptr())
+            for place, each in placed.inside
+            if id(each) in number
+        ]
+        self._left = [
+            forward.rings[slot].select(-3, self._last & 1) if slot in forward.rings else None
+            for slot in forward.slots.kernels.states
+        ]
+
+    def run(self, call: Call) -> Result:
+        """A population's results; its tensors lie like those of the first."""
+        output, values = empty(self._shape, self._dtype), self._values
+        bases = [*map(Tensor.data_ptr, _tensors(call)), output.data_ptr()]
+        for place, which, skipped in self._moving:
+            values[place] = bases[which] + skipped
+        self._start.run()
+        left = [output.select(-3, self._last) if each is None else each for each in self._left]
+        return Result(output, [each.clone() for each in left], [], [])
 
 
 def backward(

@@ -70,6 +70,18 @@ def ready_stack(
     return found
 
 
+def ready_members(call: Call, make: Callable[[Call], Run | None]) -> Run | None:
+    """The same for a population.
+
+    Args:
+        call: it.
+        make: makes a way for tensors that lie like those of a call.
+    """
+    lie = tuple(each.stride() for each in (call.x, *call.states, *call.weights))
+    found: Run | None = _find(call, (call.reverse, lie), make, call)
+    return found
+
+
 def _find(call: Call, how: object, make: Callable[[Any], Any], what: object) -> Any:
     x, limit = call.x, jit.features_limit()
     kind = (call.signature.text, x.shape, x.dtype, how, threads.count(), limit)

@@ -174,7 +174,7 @@ class Compiled:
         """
         for _, name, stride in (*self._temporaries, *self._words):
             at[name] = script.take_apart(name, rows * stride, self.dtype)
-            strides[name] = 0, pad(rows * stride) * self.width
+            strides[name] = Stride(0, pad(rows * stride) * self.width)
         self._arguments(at, packed, steps, rows, reverse, ring)
         found: Arguments = self._local.arguments
         return found

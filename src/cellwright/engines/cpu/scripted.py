@@ -117,7 +117,7 @@ class Members(Scripted):
 
     def work(self, slot: str, elements: int, dtype: torch.dtype | None = None) -> Tensor:
         tensor = super().work(slot, elements, dtype)
-        self.strides[slot] = 0, pad(elements) * tensor.element_size()
+        self.strides[slot] = Stride(0, pad(elements) * tensor.element_size())
         return tensor
 
     def pair(self, slot: str, units: int) -> Tensor:
