@@ -8,12 +8,66 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 from torch import Tensor
+from torch._C._functorch import (
+    TransformType,
+    _add_batch_dim,
+    get_interpreter_stack,
+    get_unwrapped,
+    is_batchedtensor,
+    maybe_get_bdim,
+)
+from torch._functorch.pyfunctorch import (
+    VmapInterpreter,
+    retrieve_current_functorch_interpreter,
+)
 
 from cellwright.engines.protocol import Call, Engine
 from cellwright.engines.signature import Signature
 from cellwright.engines.tensors import split
+
+
+class OnlyMap(NamedTuple):
+    """The only transform that is active, a vmap, and the tensors inside of it.
+
+    Attributes:
+        interpreter: torch's; what runs while it is lowered is not mapped.
+        dims: which axis of each tensor is mapped; None where it is the same for all.
+        inside: the tensors with that axis.
+    """
+
+    interpreter: VmapInterpreter
+    dims: list[int | None]
+    inside: list[Tensor]
+
+    @property
+    def size(self) -> int:
+        """Of the axis."""
+        return self.interpreter.batch_size()
+
+    def results(self, found: Sequence[Tensor], dims: Sequence[int | None]) -> list[Tensor]:
+        """Tensors from inside as the mapped function sees them."""
+        level = self.interpreter.level()
+        return [
+            each if dim is None else _add_batch_dim(each, dim, level)
+            for each, dim in zip(found, dims, strict=True)
+        ]
+
+
+def only_map(tensors: Sequence[Tensor]) -> OnlyMap | None:
+    """The vmap that runs, where no other transform does and it maps some of these tensors."""
+    stack = get_interpreter_stack() or ()
+    if len(stack) != 1 or stack[0].key() != TransformType.Vmap:
+        return None
+    dims = [maybe_get_bdim(each) if is_batchedtensor(each) else None for each in tensors]
+    if all(each is None for each in dims):
+        return None
+    interpreter = retrieve_current_functorch_interpreter()
+    assert isinstance(interpreter, VmapInterpreter)
+    inside = [get_unwrapped(each) if is_batchedtensor(each) else each for each in tensors]
+    return OnlyMap(interpreter, dims, inside)
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,6 @@ import torch
 from torch import Tensor
 from torch._C._functorch import (
     TransformType,
-    _add_batch_dim,
     get_interpreter_stack,
     get_unwrapped,
     is_batchedtensor,
@@ -28,14 +27,10 @@ from torch._C._functorch import (
     maybe_get_bdim,
     maybe_get_level,
 )
-from torch._functorch.pyfunctorch import (
-    VmapInterpreter,
-    retrieve_current_functorch_interpreter,
-)
 from torch.autograd import forward_ad
 from torch.nn import Parameter
 
-from cellwright.engines.mapped import Frame, Together
+from cellwright.engines.mapped import Frame, Together, only_map
 from cellwright.engines.protocol import Call, Cotangents, Engine, Result
 from cellwright.engines.reference import differentiable
 from cellwright.engines.signature import Signature
@@ -52,6 +47,12 @@ def in_forward_mode() -> bool:
     return forward_ad._current_level >= 0
 
 
+def is_traced() -> bool:
+    """Whether a mode of torch's sees every operation."""
+    traced = torch._C._get_tracing_state() is not None
+    return bool(traced or torch._C._len_torch_dispatch_stack())
+
+
 def objection(engine: Engine, signature: Signature, tensors: Sequence[Tensor]) -> str | None:
     """Why the engine cannot run inside the transforms that are active; None if it can."""
     kinds = {each.key() for each in get_interpreter_stack() or ()}
@@ -61,7 +62,7 @@ def objection(engine: Engine, signature: Signature, tensors: Sequence[Tensor]) -
         return "there are no forward-mode derivatives of its kernels"
     if kinds - {TransformType.Vmap, TransformType.Grad}:
         return "torch takes the program apart"
-    if torch._C._len_torch_dispatch_stack() or torch._C._get_tracing_state() is not None:
+    if is_traced():
         return "torch is tracing the program"
     if any(type(_innermost(each)) not in (Tensor, Parameter) for each in tensors):
         return "there are tensors of a subclass"
@@ -107,21 +108,13 @@ def _mapped_once(frame: Frame, arguments: Sequence[Tensor]) -> list[Tensor] | No
 
     The same as by torch's own way to a function's vmap, which takes longer than a small recurrence.
     """
-    stack = get_interpreter_stack() or ()
-    if len(stack) != 1 or stack[0].key() != TransformType.Vmap:
+    around = only_map(arguments)
+    if around is None:
         return None
-    dims = [maybe_get_bdim(each) if is_batchedtensor(each) else None for each in arguments]
-    if all(each is None for each in dims):
-        return None
-    interpreter = retrieve_current_functorch_interpreter()
-    assert isinstance(interpreter, VmapInterpreter)
-    inner = [get_unwrapped(each) if is_batchedtensor(each) else each for each in arguments]
-    with interpreter.lower():
-        found = _Recurrence.vmap(_Info(interpreter.batch_size()), (None, *dims), frame, *inner)
-    return [
-        each if dim is None else _add_batch_dim(each, dim, interpreter.level())
-        for each, dim in zip(*found, strict=True)
-    ]
+    dims = None, *around.dims
+    with around.interpreter.lower():
+        found = _Recurrence.vmap(_Info(around.size), dims, frame, *around.inside)
+    return around.results(*found)
 
 
 def _innermost(each: Tensor) -> Tensor:

@@ -8,13 +8,22 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from cellwright.engines import Call, Result, SideBySide, Signature, run_all, stacking
+from cellwright.engines import (
+    Call,
+    Result,
+    SideBySide,
+    Signature,
+    run_all,
+    stacking,
+    transforms,
+)
 from cellwright.errors import InputError
 from cellwright.lang import CellSpec, ParameterSpec
 from cellwright.nn import layout, running, signatures
 from cellwright.nn.arguments import FIXED, OPTIONS, check_count, read_cell, read_sizes
 from cellwright.nn.repeating import Whole
 from cellwright.nn.repeating import prepare as prepare_whole
+from cellwright.nn.repeating_members import prepare as prepare_members
 from cellwright.nn.state import state_type
 from cellwright.nn.stepping import Step, prepare
 from cellwright.plan import StepOptions
@@ -273,13 +282,14 @@ class RecurrentStack(nn.Module):
         """
         if type(x) is not Tensor or x.dim() != 3:
             return None
-        kind = get_ident(), x.shape, len(states)
+        mapped = transforms.are_active()
+        kind = get_ident(), x.shape, len(states), mapped
         prepared = self._wholes.get(kind)
         if prepared is not None and not (self.training and self.draws()):
             taken = prepared(x, states, self._parameters.values())
             if taken is not None:
                 return taken
-        prepared = prepare_whole(self, x, states)
+        prepared = (prepare_members if mapped else prepare_whole)(self, x, states)
         if prepared is None:
             self._wholes.pop(kind, None)
             return None
