@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 
+from cellwright.engines.cpu import jit
 from cellwright.engines.cpu.ops import Emitter, Value
 
 _EXP_SINGLE = (
@@ -50,6 +51,9 @@ _QUARTER_DOUBLE = (
     1.5707963267341256, 6.07710049817245e-11, 8.333742917250222e-20, 1.2706558760139879e-29,
 )  # fmt: skip
 
+WIDEST = 64
+"""Bytes of the vector registers of processors that have an instruction to scale by powers of two."""
+
 LARGEST_ANGLE = {"float32": 8192.0, "float64": 1e6}
 """The largest angle whose sine and cosine are computed, by number format."""
 
@@ -59,6 +63,18 @@ def _polynomial(e: Emitter, x: Value, coefficients: tuple[float, ...]) -> Value:
     result = e.splat(coefficients[0])
     for each in coefficients[1:]:
         result = e.fma(result, x, e.splat(each))
+    return result
+
+
+def _in_pairs(e: Emitter, x: Value, square: Value, coefficients: tuple[float, ...]) -> Value:
+    """The same by pairs, which do not wait for each other; an even number of coefficients."""
+    pairs = [
+        e.fma(e.splat(first), x, e.splat(second))
+        for first, second in zip(coefficients[::2], coefficients[1::2], strict=True)
+    ]
+    result = pairs[0]
+    for each in pairs[1:]:
+        result = e.fma(result, square, each)
     return result
 
 
@@ -72,17 +88,29 @@ def _less(e: Emitter, a: Value, b: Value) -> Value:
 
 def exp(e: Emitter, x: Value) -> Value:
     """2^n * polynomial of the rest, n the nearest whole number to x / log 2."""
+    high = e.splat(710.0 if e.lanes.double else 89.0)
+    return _exp_below(e, e.b.select(_less(e, high, x), high, x))
+
+
+def _exp_below(e: Emitter, x: Value) -> Value:
+    """The same for x that is not so large that its power of two has no number."""
     b, double = e.b, e.lanes.double
-    low, high = (-746.0, 710.0) if double else (-104.0, 89.0)
-    x = b.select(_less(e, x, e.splat(low)), e.splat(low), x)
-    x = b.select(_less(e, e.splat(high), x), e.splat(high), x)
-    _, whole, rest = _reduce(e, x)
-    series = _polynomial(e, rest, _EXP_DOUBLE if double else _EXP_SINGLE)
-    value = e.fma(b.fmul(rest, rest), series, rest)
+    low = e.splat(-746.0 if double else -104.0)
+    n, whole, rest = _reduce(e, b.select(_less(e, x, low), low, x))
+    square = b.fmul(rest, rest)
+    series = _in_pairs(e, rest, square, _EXP_DOUBLE if double else _EXP_SINGLE)
+    value = e.fma(square, series, rest)
     value = b.fadd(value, e.splat(1.0))
+    if _scales():
+        return e.scaled(value, n)
     # In two steps: 2^n itself may be too small or too large for the format.
     half = b.ashr(whole, e.integers(1))
     return b.fmul(b.fmul(value, _power(e, half)), _power(e, b.sub(whole, half)))
+
+
+def _scales() -> bool:
+    """Whether the processor multiplies by a power of two, rounding once as the two steps do."""
+    return jit.target(jit.features_limit()).width == WIDEST
 
 
 def _reduce(e: Emitter, x: Value) -> tuple[Value, Value, Value]:
@@ -116,7 +144,7 @@ def _power(e: Emitter, n: Value) -> Value:
 
 def sigmoid(e: Emitter, x: Value) -> Value:
     """exp(-|x|) / (1 + exp(-|x|)) below zero, 1 / (1 + exp(-|x|)) above."""
-    tail = exp(e, e.b.fneg(_abs(e, x)))
+    tail = _exp_below(e, e.b.fneg(_abs(e, x)))
     above = e.b.select(_less(e, x, e.splat(0.0)), tail, e.splat(1.0))
     return e.b.fdiv(above, e.b.fadd(tail, e.splat(1.0)))
 
@@ -134,10 +162,11 @@ def expm1_of_double(e: Emitter, a: Value) -> Value:
     b, double = e.b, e.lanes.double
     limit = e.splat(22.0 if double else 10.0)
     a = b.select(_less(e, limit, a), limit, a)
-    _, whole, rest = _reduce(e, b.fadd(a, a))
-    series = _polynomial(e, rest, _EXP_DOUBLE if double else _EXP_SINGLE)
-    less_one = e.fma(b.fmul(rest, rest), series, rest)
-    power = _power(e, whole)
+    n, whole, rest = _reduce(e, b.fadd(a, a))
+    square = b.fmul(rest, rest)
+    series = _in_pairs(e, rest, square, _EXP_DOUBLE if double else _EXP_SINGLE)
+    less_one = e.fma(square, series, rest)
+    power = e.scaled(e.splat(1.0), n) if _scales() else _power(e, whole)
     return e.fma(power, less_one, b.fsub(power, e.splat(1.0)))
 
 
@@ -224,13 +253,13 @@ def _log1p(e: Emitter, x: Value) -> Value:
 def softplus(e: Emitter, x: Value) -> Value:
     """max(x, 0) + log1p(exp(-|x|))."""
     positive = e.b.select(_less(e, e.splat(0.0), x), x, e.splat(0.0))
-    return e.b.fadd(positive, _log1p(e, exp(e, e.b.fneg(_abs(e, x)))))
+    return e.b.fadd(positive, _log1p(e, _exp_below(e, e.b.fneg(_abs(e, x)))))
 
 
 def log_sigmoid(e: Emitter, x: Value) -> Value:
     """min(x, 0) - log1p(exp(-|x|))."""
     negative = e.b.select(_less(e, x, e.splat(0.0)), x, e.splat(0.0))
-    return e.b.fsub(negative, _log1p(e, exp(e, e.b.fneg(_abs(e, x)))))
+    return e.b.fsub(negative, _log1p(e, _exp_below(e, e.b.fneg(_abs(e, x)))))
 
 
 def _compare(relation: str) -> Callable[..., Value]:

@@ -80,6 +80,14 @@ class Emitter:
         """a * b + c with one rounding."""
         return self.vector_call("llvm.fma", a, b, c)
 
+    def scaled(self, value: Value, n: Value) -> Value:
+        """value * 2^n for whole n, rounded once; an instruction of AVX-512."""
+        kind, bits = ("pd", I8) if self.lanes.double else ("ps", ir.IntType(16))
+        every, as_usual = ir.Constant(bits, -1), ir.Constant(I32, 4)
+        arguments = [value, n, value, every, as_usual]
+        name = f"llvm.x86.avx512.mask.scalef.{kind}.512"
+        return self.intrinsic(name, self.lanes.vector, arguments)
+
     # Memory ----------------------------------------------------------------------------------
 
     def at(self, base: Value, index: Value) -> Value:
