@@ -409,3 +409,59 @@ def test_members_may_save_less_than_their_gates(save):
         member(x)[0].square().sum().backward()
         for name, weight in member.named_parameters():
             close(found[name][number], weight.grad)
+
+
+# --- again and again, without gradients ----------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["LSTM", "GRU", "own cell"])
+@pytest.mark.parametrize("option", ["plain", "batch first"])
+@pytest.mark.parametrize("shared", ["nothing", "x", "a weight"])
+@torch.no_grad()
+def test_calls_that_come_again_read_everything_anew(kind, option, shared):
+    (layer, *_), _ = ensemble(kind, option)
+    axis = None if shared == "x" else 0
+    results = []
+    for turn in range(4):
+        members, parameters = ensemble(kind, option)
+        axes = dict.fromkeys(parameters, 0)
+        if shared == "a weight":
+            name = next(iter(parameters))
+            parameters[name], axes[name] = parameters[name][0].clone(), None
+            for member in members:
+                member.get_parameter(name).copy_(parameters[name])
+        if turn == 3:  # in another order in memory
+            parameters = {n: each.mT.contiguous().mT if each.dim() > 2 else each
+                          for n, each in parameters.items()}  # fmt: skip
+        x = randn(T, B, I) if shared == "x" else randn(N, T, B, I)
+        state = layer(x if shared == "x" else x[0])[1]
+        for entering in ((), (torch.utils._pytree.tree_map(torch.randn_like, state),)):
+
+            def one(weights, x, entering=entering):
+                return call(layer, weights, x, *entering)
+
+            found = flat(vmap(one, (axes, axis))(parameters, x))
+            expected = [flat(m(x if axis is None else x[k], *entering))
+                        for k, m in enumerate(members)]  # fmt: skip
+            results.append((found, expected))
+    for found, expected in results:  # at the end: no call writes where another has
+        for number, member in enumerate(expected):
+            for value, right in zip(found, member, strict=True):
+                same(value[number], right)
+
+
+@torch.no_grad()
+def test_what_does_not_fit_is_refused_after_calls_that_did():
+    (layer, *_), parameters = ensemble("LSTM")
+    x = randn(N, T, B, I)
+    for _ in range(3):
+        vmap(lambda p, x: call(layer, p, x))(parameters, x)
+    name = "weight_hh_l0"
+    wrong = parameters | {name: parameters[name][..., :-1].contiguous()}
+    for weights, given, words in (
+        (wrong, x, name),
+        (parameters, x[..., :-1], "input_size"),
+        (parameters, x.float(), "float64"),
+    ):
+        with pytest.raises(cw.CellwrightError, match=words):
+            vmap(lambda p, x: call(layer, p, x))(weights, given)

@@ -52,7 +52,7 @@ _QUARTER_DOUBLE = (
 )  # fmt: skip
 
 WIDEST = 64
-"""Bytes of the vector registers of processors that have an instruction to scale by powers of two."""
+"""Bytes of the vector registers of processors that can scale by powers of two at once."""
 
 LARGEST_ANGLE = {"float32": 8192.0, "float64": 1e6}
 """The largest angle whose sine and cosine are computed, by number format."""
