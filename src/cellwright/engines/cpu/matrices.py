@@ -77,7 +77,8 @@ class Product:
         if elements:
             packed = script.take("outer of each thread", elements, torch.float32)
             address = packed.data_ptr()
-            self.moves[outer.HEAD.index("packed")] = Stride(0, pad(elements) * packed.element_size())
+            apart = pad(elements) * packed.element_size()
+            self.moves[outer.HEAD.index("packed")] = Stride(0, apart)
         given = self._given(address)
         arguments = (ctypes.c_int64 * len(given))(*given)
         address = helper("outer", self.double, self.bf16)
