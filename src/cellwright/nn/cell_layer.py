@@ -83,8 +83,8 @@ class CellLayer(RecurrentStack):
         """The name under which a tensor is registered."""
         return self._name(stored.name, layer, direction)
 
-    def layer_weights(self, layer: int, direction: int) -> list[Tensor]:
-        """The tensors that hold the parameters of one layer and direction."""
+    def held(self, layer: int, direction: int) -> list[Tensor]:
+        """The parameters of one layer and direction."""
         return [getattr(self, self._name(each.name, layer, direction)) for each in self._stored]
 
     def own_weights(self, layer: int) -> list[Tensor] | None:

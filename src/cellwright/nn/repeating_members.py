@@ -32,12 +32,12 @@ def prepare(layer: RecurrentStack, x: Tensor, states: Sequence[Any]) -> Whole | 
         x: (T, B, input), or (B, T, input) where ``layer.batch_first``.
         states: (1, B, size) each; none of them for zeros.
     """
-    turned, weights = layer.batch_first, layer.layer_weights(0, 0)
-    first = only_map([x, *states, *weights])
+    turned, held = layer.batch_first, layer.held(0, 0)
+    first = only_map([x, *states, *held])
     if first is None or layer.spatial or layer.num_layers > 1 or layer.bidirectional:
         return None
     steps, rows = x.shape[:2][::-1] if turned else x.shape[:2]
-    dtype, device = weights[0].dtype, x.device
+    dtype, device = held[0].dtype, x.device
     shapes = [(*x.shape[:2], layer.input_size), *((1, rows, size) for size in layer.state_sizes)]
     fits = all(
         each.shape == shape and each.dtype is dtype
@@ -50,11 +50,11 @@ def prepare(layer: RecurrentStack, x: Tensor, states: Sequence[Any]) -> Whole | 
     mapped_weights = any(dim is not None for dim in first.dims[1 + len(states) :])
     if not engine.fresh or signature.plan.graph.streams or not mapped_weights:
         return None
-    if transforms.objection(engine, signature, [x, *states, *weights]):
+    if transforms.objection(engine, signature, [x, *states, *held]):
         return None
-    layer.check_weights(weights, 0, 0, x)
+    layer.read_weights(0, 0, x)
     kinds, asked_for, forward = _kinds(first.dims, first.inside), choice.asked_for, engine.forward
-    weights_of, count = layer.layer_weights, 1 + len(states)
+    held_by, weights_from, count = layer.held, layer.weights_from, 1 + len(states)
     with first.interpreter.lower():
         alike = torch.zeros((), dtype=dtype, device=device)
         before = zeros(layer.state_sizes, (rows,), (), alike)
@@ -63,7 +63,7 @@ def prepare(layer: RecurrentStack, x: Tensor, states: Sequence[Any]) -> Whole | 
     def run(
         x: Tensor, states: Sequence[Tensor], parameters: Iterable[Tensor | None]
     ) -> tuple[Tensor, list[Tensor]] | None:
-        now = only_map([x, *states, *weights_of(0, 0)])
+        now = only_map([x, *states, *held_by(0, 0)])
         if now is None or _kinds(now.dims, now.inside) != kinds or asked_for() is not None:
             return None
         if transforms.is_traced() or transforms.in_forward_mode():
@@ -78,7 +78,8 @@ def prepare(layer: RecurrentStack, x: Tensor, states: Sequence[Any]) -> Whole | 
             ]  # fmt: skip
             x = inside[0].transpose(1, 2) if turned else inside[0]
             entering = [each.squeeze(1) for each in inside[1:count]] or before
-            call = Call(signature, x, entering, inside[count:], (), False, size)
+            weights = weights_from(inside[count:])
+            call = Call(signature, x, entering, weights, (), False, size)
             result = forward(call, keep=False)
             output = result.output.transpose(1, 2) if turned else result.output
             found = [output, *(each.unsqueeze(1) for each in result.states)]

@@ -34,8 +34,8 @@ WHOLES = 64  # kinds of calls that a layer has ready; for one more all make room
 class RecurrentStack(nn.Module):
     """Layers of one cell, in one or two directions, over sequences.
 
-    Subclasses make the parameters and say with :meth:`layer_weights` how the equations'
-    parameters lie in them.
+    Subclasses make the parameters, and say with :meth:`held` and :meth:`weights_from` how the
+    equations' parameters lie in them.
     """
 
     spatial = 0  # dimensions of space, for layers in which @ is a convolution
@@ -113,9 +113,20 @@ class RecurrentStack(nn.Module):
         """Units of the output of every step."""
         return self._state_sizes[0] * self.num_directions
 
+    def held(self, layer: int, direction: int) -> list[Tensor]:
+        """The parameters of one layer and direction."""
+        raise AssertionError("a subclass says what its parameters are called")
+
+    def weights_from(self, held: Sequence[Tensor]) -> list[Tensor]:
+        """The tensors in which the equations' parameters lie, of what is held.
+
+        All may have the same axes in front.
+        """
+        return [*held]
+
     def layer_weights(self, layer: int, direction: int) -> list[Tensor]:
-        """The tensors that hold the parameters of one layer and direction."""
-        raise AssertionError("a subclass says how its weights lie")
+        """The tensors that hold the equations' parameters of one layer and direction."""
+        return self.weights_from(self.held(layer, direction))
 
     def stored(self) -> Sequence[layout.Stored]:
         """What :meth:`layer_weights` holds, tensor by tensor."""

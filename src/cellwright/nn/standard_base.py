@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import operator
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -60,6 +60,9 @@ class StandardStack(RecurrentStack):
         )  # fmt: skip
         self.bias, self.bidirectional = bias, bidirectional
         self._stored = layout.arrange(self.cell.parameters)
+        self._kinds = ["weight_ih", "weight_hh"]
+        self._kinds += ["bias_ih", "bias_hh"] if bias else []
+        self._kinds += ["weight_hr"] if proj_size else []
         self.weight_shapes = [self.stored_shapes(layer) for layer in range(num_layers)]
 
     # Parameters --------------------------------------------------------------------------
@@ -71,12 +74,7 @@ class StandardStack(RecurrentStack):
     def weight_names(self, layer: int, direction: int) -> list[str]:
         """Names of a layer's parameters in torch.nn's order."""
         suffix = self.suffix(layer, direction)
-        names = ["weight_ih", "weight_hh"]
-        if self.bias:
-            names += ["bias_ih", "bias_hh"]
-        if "projection" in self.sizes:
-            names.append("weight_hr")
-        return [name + suffix for name in names]
+        return [name + suffix for name in self._kinds]
 
     def make_parameters(self, device: Any, dtype: Any) -> None:
         """Register the parameters in torch.nn's order, uninitialised."""
@@ -121,16 +119,18 @@ class StandardStack(RecurrentStack):
         matrix = MATRICES.get(stored.name)
         return f"bias_ih{suffix} with bias_hh{suffix}" if matrix is None else matrix + suffix
 
-    def layer_weights(self, layer: int, direction: int) -> list[Tensor]:
-        """The tensors that hold the parameters of one layer and direction."""
+    def held(self, layer: int, direction: int) -> list[Tensor]:
+        """The parameters of one layer and direction, in torch.nn's order."""
         suffix = self.suffix(layer, direction)
-        found = []
-        for each in self._stored:
-            if each.name in MATRICES:
-                found.append(self._held(MATRICES[each.name] + suffix))
-            else:
-                found.append(self._biases(each, suffix, like=found[0]))
-        return found
+        return [self._held(name + suffix) for name in self._kinds]
+
+    def weights_from(self, held: Sequence[Tensor]) -> list[Tensor]:
+        """The tensors of the equations, of what is held; they may have an axis in front."""
+        named = dict(zip(self._kinds, held, strict=True))
+        return [
+            named[MATRICES[each.name]] if each.name in MATRICES else self._biases(each, named)
+            for each in self._stored
+        ]
 
     def own_weights(self, layer: int) -> list[Tensor] | None:
         """A layer's weights, if they follow from its registered parameters; else None."""
@@ -139,16 +139,18 @@ class StandardStack(RecurrentStack):
             return None
         return self.layer_weights(layer, 0)
 
-    def _biases(self, stored: layout.Stored, suffix: str, like: Tensor) -> Tensor:
+    def _biases(self, stored: layout.Stored, named: Mapping[str, Tensor]) -> Tensor:
         """The equations' biases, stacked, from torch.nn's two."""
-        units = like.shape[0] // len(self._stored[0].members)
+        like = named["weight_ih"]
+        units = like.shape[-2] // len(self._stored[0].members)
         if not self.bias:
-            return like.new_zeros(units * len(stored.members))
-        one, two = self._held("bias_ih" + suffix), self._held("bias_hh" + suffix)
-        added = 2 * one.shape[0] - units * len(stored.members)
-        if added == one.shape[0]:
+            return like.new_zeros((*like.shape[:-2], units * len(stored.members)))
+        one, two = named["bias_ih"], named["bias_hh"]
+        added = 2 * one.shape[-1] - units * len(stored.members)
+        if added == one.shape[-1]:
             return one + two
-        return torch.cat([one[:added] + two[:added], one[added:], two[added:]])
+        parts = one[..., :added] + two[..., :added], one[..., added:], two[..., added:]
+        return torch.cat(parts, dim=-1)
 
     # Checking ----------------------------------------------------------------------------
 

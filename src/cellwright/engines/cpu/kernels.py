@@ -13,6 +13,7 @@ from cellwright.engines.cpu import bfloat, product, threads
 from cellwright.engines.cpu.arrays import Array, Index, Kind, Sources
 from cellwright.engines.cpu.body import emit
 from cellwright.engines.cpu.jobs import Job, jobs
+from cellwright.engines.cpu.ops import Lanes
 from cellwright.engines.cpu.ordered import Weight
 from cellwright.engines.cpu.program import Program
 from cellwright.engines.cpu.programs import Backward, Forward, backward, can_fuse, forward
@@ -26,6 +27,14 @@ FUSE_FROM = ((350_000, 4), (1 << 25, 10))
 
 Then nothing is written for all steps at once, which would be read again from memory.
 """
+
+NEAR = 40_000
+"""Bytes of all weights of a step up to which it pays for any rows, if there are ``BUSY`` sums: they
+stay in the nearest cache."""
+
+BUSY = 8
+"""Sums of two vectors of units that keep a processor's multipliers busy though each of them waits
+for its last product; fewer would wait for those with x too."""
 
 
 NO_BF16 = (
@@ -125,7 +134,11 @@ class Kernels:
             if isinstance(p.type, Matrix) and p.type.columns == INPUT
         )
         width = 2 if self.bf16 else 8 if self.double else 4
-        for limit, rows in FUSE_FROM:
+        tiers, lanes = [*FUSE_FROM], Lanes(self.double).count
+        inputs = self.signature.plan.forward.inputs.values()
+        if sum(min(2, -(-sizes[each.size] // lanes)) for each in inputs) >= BUSY:
+            tiers.insert(0, (NEAR - self.step_work * width, 0))
+        for limit, rows in tiers:
             if weights * width <= limit and can_fuse(self.signature):
                 return rows
         return None

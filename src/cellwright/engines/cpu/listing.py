@@ -65,7 +65,8 @@ def _programs(signature: Signature) -> dict[str, Program]:
     fuse = rows is not None
     there = forward(signature, keep=True, fuse=fuse, in_place=True)
     back = backward(signature, need_x=True)
-    inside = f", products with x inside (from {rows} rows a thread)" if fuse else ""
+    from_ = f" (from {rows} rows a thread)" if rows else ""
+    inside = f", products with x inside{from_}" if fuse else ""
     found = {
         "forward: inputs, for all steps at once": there.inputs,
         f"forward: the loop over time{inside}": there.loop,
