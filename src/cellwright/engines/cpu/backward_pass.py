@@ -12,6 +12,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from cellwright.engines.cpu import joined
 from cellwright.engines.cpu.forward_pass import ForwardPrograms, place_once
 from cellwright.engines.cpu.pages import empty
 from cellwright.engines.cpu.parameters import ParameterGradients
@@ -42,7 +43,9 @@ class BackwardPass:
     ):  # fmt: skip
         self.slots = slots
         once = place_once(slots)
-        self.programs, inputs, loop = slots.kernels.backward(need_x)
+        self.programs, inputs, loop = slots.kernels.backward(
+            need_x, slots.kernels.joins(slots.rows)
+        )
         self._loop = Packed(loop, slots.weights, "weights.loop")
         self._inputs = None if inputs is None else Packed(inputs, slots.weights, "weights.inputs")
         plan, names = slots.plan.forward, slots.names
@@ -61,6 +64,9 @@ class BackwardPass:
             carry = slots.pair(f"carry.{name}", value.shape[-1])
             carry.select(-3, 0).copy_(value)
             self._carried.append(carry)
+        if self.programs.totals:
+            shape = (*slots.lead, slots.rows, self.programs.totals)
+            slots.put(joined.TOTALS, torch.zeros(shape, dtype=slots.dtype))
         self._parameters = ParameterGradients(slots, once, need_x=need_x) if need_weights else None
         self.d_x: Tensor | None = None
         if need_x:
@@ -77,6 +83,8 @@ class BackwardPass:
                 for carry in self._carried:
                     carry.select(-3, 0).copy_(carry.select(-3, 1))
             self._start(span)
+            if span.first == 0 and self._parameters is not None:
+                self._parameters.add_totals()
             yield
             last = (span.stop - span.first) % 2
         d_states = [carry.select(-3, last).clone() for carry in self._carried]

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 from typing import Any
 
-from cellwright.engines.cpu import bfloat, product, threads
+from cellwright.engines.cpu import bfloat, joined, product, threads
 from cellwright.engines.cpu.arrays import Array, Index, Kind, Sources
 from cellwright.engines.cpu.body import emit
 from cellwright.engines.cpu.jobs import Job, jobs
@@ -36,6 +36,11 @@ BUSY = 8
 """Sums of two vectors of units that keep a processor's multipliers busy though each of them waits
 for its last product; fewer would wait for those with x too."""
 
+JOIN_FROM = 4
+"""Rows of a batch from which the backward loop does what else it can at its step; see ``joined``.
+
+For fewer, all steps at once have more to share out among threads.
+"""
 
 NO_BF16 = (
     "precision='bf16' runs in float32 here: the cpu engine needs a processor with AVX512_BF16 for "
@@ -183,36 +188,56 @@ class Kernels:
         found: Compiled = self._keep("step", make)
         return found
 
-    def backward(self, need_x: bool) -> tuple[Backward, Compiled | None, Compiled]:
+    def joins(self, rows: int) -> bool:
+        """Whether, for a batch of so many rows, the backward loop does all but products."""
+        return rows >= JOIN_FROM and self._can_join
+
+    @cached_property
+    def _can_join(self) -> bool:
+        return joined.pays(self.signature.plan)
+
+    def backward(
+        self, need_x: bool, join: bool = False
+    ) -> tuple[Backward, Compiled | None, Compiled]:
         """The backward programs: what they are, inputs, loop."""
 
         def make() -> Any:
-            programs = self.planned(need_x)
+            programs = self.planned(need_x, join)
             return programs, self._compile(programs.inputs), self._compile(programs.loop)
 
-        return self._keep(("backward", need_x), make)
+        return self._keep(("backward", need_x, join), make)
 
-    def planned(self, need_x: bool) -> Backward:
+    def planned(self, need_x: bool, join: bool = False) -> Backward:
         """The backward programs, not compiled."""
+        plan = joined.backward if join else backward
         found: Backward = self._keep(
-            ("planned", need_x), lambda: backward(self.signature, need_x=need_x)
+            ("planned", need_x, join), lambda: plan(self.signature, need_x=need_x)
         )
         return found
 
-    def sums(self, need_x: bool) -> list[Sum]:
+    def sums(self, need_x: bool, join: bool = False) -> list[Sum]:
         """The sums over all steps and rows, those of one size together."""
 
         def make() -> Any:
-            programs = self.planned(need_x)
+            programs = self.planned(need_x, join)
             every = [(name, *found) for name, found in programs.loop_sums.items()]
             for name, (node, sources) in programs.input_sums.items():
                 here = {each: _step_by_step(array) for each, array in sources.items()}
                 every.append((name, node, here))
             return self._sums(every)
 
-        return self._keep(("sums", need_x), make)
+        return self._keep(("sums", need_x, join), make)
 
-    def _sums(self, found: Iterable[tuple[str, Node, Sources]]) -> list[Sum]:
+    def total_sums(self, need_x: bool, join: bool) -> list[Sum]:
+        """The sums over rows of what the loop has added up for each."""
+
+        def make() -> Any:
+            found = self.planned(need_x, join).total_sums
+            return self._sums(((name, *each) for name, each in found.items()), "sum.of.totals")
+
+        return self._keep(("total sums", need_x, join), make)
+
+    def _sums(self, found: Iterable[tuple[str, Node, Sources]], prefix: str = "sum") -> list[Sum]:
         places: dict[str, Sources] = {}
         results: dict[str, dict[Node, list[str]]] = {}
         for name, node, sources in found:
@@ -221,18 +246,18 @@ class Kernels:
         made = []
         for size, members in results.items():
             program = Program([], self.signature.size, places[size], {}, backward=True)
-            slots = {node: f"sum.{number}.{size}" for number, node in enumerate(members)}
+            slots = {node: f"{prefix}.{number}.{size}" for number, node in enumerate(members)}
             text = emit_sums(program, slots, size, self.double)
             names = {slots[node]: every for node, every in members.items()}
             found_at = self._compiled(program, text)
             made.append(Sum(found_at, names, self.signature.size[size]))
         return made
 
-    def direct_sums(self, need_x: bool) -> set[str]:
+    def direct_sums(self, need_x: bool, join: bool = False) -> set[str]:
         """Slots of sums that are one parameter's whole gradient and can be written in place."""
 
         def make() -> Any:
-            every = self.sums(need_x)
+            every = [*self.sums(need_x, join), *self.total_sums(need_x, join)]
             names = [name for each in every for found in each.results.values() for name in found]
             own = {p.name for p in self.signature.plan.parameters} - set(
                 self.signature.plan.backward.once.vectors
@@ -244,16 +269,16 @@ class Kernels:
                 if len(found) == 1 and names.count(found[0]) == 1 and found[0] in own
             }
 
-        return self._keep(("direct", need_x), make)
+        return self._keep(("direct", need_x, join), make)
 
-    def jobs(self, need_x: bool) -> list[Job]:
+    def jobs(self, need_x: bool, join: bool = False) -> list[Job]:
         """The products for the matrices' gradients, neighbours joined."""
 
         def make() -> Any:
-            programs = self.planned(need_x)
+            programs = self.planned(need_x, join)
             return jobs(self.signature, [*programs.loop_outers, *programs.input_outers])
 
-        return self._keep(("jobs", need_x), make)
+        return self._keep(("jobs", need_x, join), make)
 
 
 def _step_by_step(array: Array) -> Array:

@@ -24,19 +24,20 @@ class ParameterGradients:
     def __init__(self, slots: Slots, once_values: Mapping[str, Tensor], *, need_x: bool):
         self._slots, self._once = slots, once_values
         made = slots.kernels
-        self._jobs = made.jobs(need_x)
-        self._sums = made.sums(need_x)
+        how = need_x, made.joins(slots.rows)
+        self._jobs = made.jobs(*how)
+        self._sums, self._totals = made.sums(*how), made.total_sums(*how)
         self._of_turn = [
             [torch.zeros(each.shape, dtype=slots.dtype) for each in slots.weights]
             for _ in range(turns(self._jobs))
         ]
         self._apart: list[tuple[Tensor, list[str]]] = []
-        self._place_sums(made.direct_sums(need_x))
+        self._place_sums(made.direct_sums(*how))
 
     def _place_sums(self, direct: set[str]) -> None:
         """Gradients of vectors in place, where they are one sum; other sums apart."""
         slots = self._slots
-        for each in self._sums:
+        for each in (*self._sums, *self._totals):
             for slot, names in each.results.items():
                 if slot in direct:
                     place = slots.kernels.weights[names[0]]
@@ -55,6 +56,11 @@ class ParameterGradients:
         slots.start_product(product)
         for each in self._sums:
             slots.start_sums(each.compiled, steps, slots.rows)
+
+    def add_totals(self) -> None:
+        """Add the rows' totals, when all steps are done."""
+        for each in self._totals:
+            self._slots.start_sums(each.compiled, 1, self._slots.rows)
 
     def finished(self) -> list[Tensor]:
         """The gradients, laid out as the weights are."""

@@ -7,16 +7,16 @@ for vector parameters, and products over them for matrices.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Iterable
+from dataclasses import dataclass, field
 
-from cellwright.engines.cpu.arrays import Array, Index, Kind, Sources, Stores
+from cellwright.engines.cpu.arrays import Array, Index, Stores
+from cellwright.engines.cpu.keeper import Keeper, Outers, Sums
 from cellwright.engines.cpu.layout import Layout
 from cellwright.engines.cpu.program import Program
 from cellwright.engines.signature import Signature
 from cellwright.ir import (
     ONE,
-    TABLE,
     Node,
     apply,
     constant,
@@ -25,11 +25,8 @@ from cellwright.ir import (
     substitute,
     topological,
 )
-from cellwright.plan import Outer, Stage
+from cellwright.plan import Stage
 from cellwright.plan.stages import cut
-
-Outers = list[tuple[Outer, Array, Array]]
-"""Outer products with the places of their factors."""
 
 
 @dataclass
@@ -51,6 +48,8 @@ class Backward:
         kept_after: arrays that ``inputs`` fills.
         loop_outers, input_outers: matrices' gradients with the places of both factors.
         loop_sums, input_sums: what is summed, with the sources to read from.
+        totals: numbers of each row that the loop adds to at every step.
+        total_sums: what is summed over rows when all steps are done.
     """
 
     loop: Program
@@ -61,8 +60,10 @@ class Backward:
     kept_after: dict[str, int]
     loop_outers: Outers
     input_outers: Outers
-    loop_sums: dict[str, tuple[Node, Sources]]
-    input_sums: dict[str, tuple[Node, Sources]]
+    loop_sums: Sums
+    input_sums: Sums
+    totals: int = 0
+    total_sums: Sums = field(default_factory=dict)
 
 
 def with_copies(stages: Iterable[Stage], stores: Stores) -> list[Stage]:
@@ -71,7 +72,7 @@ def with_copies(stages: Iterable[Stage], stores: Stores) -> list[Stage]:
     return [*stages, *([Stage((), (), leaves, ())] if leaves else [])]
 
 
-def _whole(node: Node, size: str) -> Node:
+def whole(node: Node, size: str) -> Node:
     """A value with all units, where it has only one number a row."""
     return node if node.size == size or size == ONE else apply("expand", node, size=size)
 
@@ -196,17 +197,17 @@ def backward(signature: Signature, *, need_x: bool) -> Backward:
         if name.startswith("input."):
             size = layout.plan.forward.inputs[name].size
             array = layout.hoisted("d_inputs", name, Index.TIME)
-            stores.setdefault(_whole(node, size), []).append(array)
+            stores.setdefault(whole(node, size), []).append(array)
     for state in layout.plan.graph.states:
         node = plan.states.get(state.name, constant(0.0))
         array = layout.array(f"carry.{state.name}", state.size, Index.ODD)
-        stores.setdefault(_whole(node, state.size), []).append(array)
-    keeper = _Keeper(layout, stores, "kept", looped=True)
+        stores.setdefault(whole(node, state.size), []).append(array)
+    keeper = Keeper(layout, stores, "kept", looped=True)
     outers = keeper.outers(plan.parameters.matrices)
     to_sum = dict(plan.parameters.vectors)
     to_sum |= {name: node for name, node in plan.hoisted.items() if name.startswith("once.")}
-    vectors = {name: _parameter_size(layout, name) for name in to_sum}
-    sums = {name: keeper.summand(_whole(node, vectors[name])) for name, node in to_sum.items()}
+    vectors = {name: parameter_size(layout, name) for name in to_sum}
+    sums = {name: keeper.summand(whole(node, vectors[name])) for name, node in to_sum.items()}
     outers, sums = keeper.joined(outers, sums)
     loop = Program(
         with_copies(cut(stores), stores), layout.sizes,
@@ -220,7 +221,8 @@ def backward(signature: Signature, *, need_x: bool) -> Backward:
     )  # fmt: skip
 
 
-def _parameter_size(layout: Layout, name: str) -> str:
+def parameter_size(layout: Layout, name: str) -> str:
+    """Units of a vector parameter, or of a value of parameters alone."""
     once = layout.plan.forward.once.get(name)
     if once is not None:
         return once.size
@@ -230,17 +232,17 @@ def _parameter_size(layout: Layout, name: str) -> str:
 
 def _backward_inputs(
     layout: Layout, *, need_x: bool
-) -> tuple[Program | None, dict[str, int], Outers, dict[str, tuple[Node, Sources]]]:
+) -> tuple[Program | None, dict[str, int], Outers, Sums]:
     plan = layout.plan.backward.inputs
     stores: Stores = {}
     if need_x and "x" in plan.values:
-        stores[_whole(plan.values["x"], "input")] = [layout.array("d_x", "input", Index.NONE)]
-    keeper = _Keeper(layout, stores, "after", looped=False)
+        stores[whole(plan.values["x"], "input")] = [layout.array("d_x", "input", Index.NONE)]
+    keeper = Keeper(layout, stores, "after", looped=False)
     outers = keeper.outers(plan.matrices)
     to_sum = dict(plan.vectors)
     to_sum |= {name: node for name, node in plan.values.items() if name != "x"}
     sums = {
-        name: keeper.summand(_whole(node, _parameter_size(layout, name)))
+        name: keeper.summand(whole(node, parameter_size(layout, name)))
         for name, node in to_sum.items()
     }
     outers, sums = keeper.joined(outers, sums)
@@ -250,106 +252,3 @@ def _backward_inputs(
     stages = with_copies(cut(stores), stores)
     program = Program(stages, layout.sizes, sources, stores, looped=False)
     return program, keeper.kept, outers, sums
-
-
-class _Keeper:
-    """Finds, or makes, an array over all steps for a value that is needed after the loop.
-
-    What it makes are columns of one array, in the order in which they are asked for; single numbers
-    of rows are arrays of their own.
-    """
-
-    def __init__(self, layout: Layout, stores: Stores, slot: str, *, looped: bool):
-        self.layout, self.stores, self.slot, self.looped = layout, stores, slot, looped
-        self._width = 0
-        self._made: list[Array] = []
-        self._numbers: list[Array] = []
-
-    @property
-    def kept(self) -> dict[str, int]:
-        """The arrays that it makes, and elements of their rows."""
-        made = {self.slot: self._width} if self._made else {}
-        return made | {each.slot: each.stride for each in self._numbers}
-
-    def outers(self, outers: Iterable[Outer]) -> Outers:
-        """Places of what is multiplied for matrices' gradients.
-
-        They are asked for in the order of the matrices' rows, so that the gradients of matrices
-        that lie side by side, and have the same operand, can be one product.
-        """
-        start = {each.parameter: (each.tensor, each.start) for each in self.layout.signature.slices}
-        found = [(each, self.place(each.operand)) for each in outers]
-        found.sort(key=lambda pair: start[pair[0].parameter])
-        return [(each, self.place(each.delta), operand) for each, operand in found]
-
-    def joined(
-        self, outers: Outers, sums: Mapping[str, tuple[Node, Sources]]
-    ) -> tuple[Outers, dict[str, tuple[Node, Sources]]]:
-        """The same with the width of the array, which is known when nothing more is asked for."""
-        whole = {each: replace(each, stride=self._width) for each in self._made}
-
-        def now(array: Array) -> Array:
-            return whole.get(array, array)
-
-        for node, arrays in self.stores.items():
-            self.stores[node] = [now(each) for each in arrays]
-        return (
-            [(outer, now(delta), now(operand)) for outer, delta, operand in outers],
-            {
-                name: (node, {source: now(array) for source, array in sources.items()})
-                for name, (node, sources) in sums.items()
-            },
-        )
-
-    def known(self, node: Node) -> Array | None:
-        """Where the value lies for all steps, if it does."""
-        for array in self.stores.get(node, ()):
-            if array.index is not Index.ODD:
-                return array
-        if is_leaf(node) and node.op not in ("constant", "reciprocal_size"):
-            place = self.layout.leaf(node, looped=self.looped)
-            if place is not None and place.index is not Index.EVEN:
-                return place
-        return None
-
-    def place(self, node: Node) -> Array:
-        """Where the value lies for all steps."""
-        known = self.known(node)
-        if known is not None and known.kind is Kind.ROWS and not known.boolean:
-            constant_in_time = known.index is Index.NONE and self.looped
-            if not constant_in_time:
-                return known
-        index = Index.TIME if self.looped else Index.NONE
-        if node.size == ONE:
-            slot = f"{self.slot}.{len(self._numbers)}"
-            array = self.layout.array(slot, node.size, index, boolean=node.vector.boolean)
-            self._numbers.append(array)
-            self.stores.setdefault(node, []).append(array)
-            return array
-        array = self.layout.array(self.slot, node.size, index).moved(self._width)
-        self._width += array.stride
-        self._made.append(array)
-        self.stores.setdefault(node, []).append(array)
-        return array
-
-    def summand(self, node: Node) -> tuple[Node, Sources]:
-        """A value to be summed, with the places of all that it is computed from."""
-        sources: Sources = {}
-        if not self._collect(node, sources):
-            sources = {node: self.place(node)}
-        return node, sources
-
-    def _collect(self, node: Node, sources: Sources) -> bool:
-        """Whether the value can be computed from arrays, unit by unit; adds them."""
-        found = self.known(node)
-        if found is not None:
-            sources[node] = found
-            return True
-        if is_leaf(node):
-            return node.op in ("constant", "reciprocal_size")
-        if TABLE[node.op].kind != "pointwise" or TABLE[node.op].cost > 4:
-            return False
-        if node.size == ONE and TABLE[node.op].cost > 1:
-            sources[node] = self.place(node)
-            return True
-        return all(self._collect(source, sources) for source in node.inputs)

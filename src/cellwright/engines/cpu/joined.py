@@ -1,0 +1,137 @@
+"""The programs of a backward pass whose loop does what else is done for all steps at once.
+
+The loop of :func:`programs.backward` writes the gradients of all hoisted values; another program
+reads them for the gradients of what was hoisted, and sums read them, and what was saved, once
+more. Here the loop goes on to those gradients while it has the row at hand, and adds up what is to
+be summed: every row has a total, a chain from the last step to the first, and the rows are added
+when all steps are done. What is left for later are products: the gradients of matrices and of x.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from itertools import accumulate, chain
+
+from cellwright.engines.cpu.arrays import Array, Index, Kind, Sources, Stores
+from cellwright.engines.cpu.keeper import Keeper, Sums
+from cellwright.engines.cpu.layout import Layout
+from cellwright.engines.cpu.program import Program
+from cellwright.engines.cpu.programs import Backward, parameter_size, whole, with_copies
+from cellwright.engines.signature import Signature
+from cellwright.ir import ONE, TABLE, Node, constant, is_leaf, leaf, substitute, topological
+from cellwright.plan import Gradients, Plan
+from cellwright.plan.stages import cut
+
+TOTALS = "totals"
+"""Slot of the rows' totals."""
+
+
+def pays(plan: Plan) -> bool:
+    """Whether there is something to do at a step that would otherwise be done for all at once.
+
+    Products of all steps at once are faster than those of a step: where the gradients of what was
+    hoisted wait for one, they stay outside.
+    """
+    back = plan.backward
+    if any(name not in back.hoisted for name in plan.forward.inputs):
+        return False
+    early = [node for each in back.inputs.matrices for node in (each.delta, each.operand)]
+    early += [node for _, node in _vectors(back.inputs, back.inputs.values)]
+    if any(TABLE[each.op].kind == "product" for each in topological(early)):
+        return False
+    kept = {each.delta for each in back.parameters.matrices}
+    kept |= {node for name, node in back.hoisted.items() if name in plan.forward.inputs}
+    late = [node for _, node in _vectors(back.parameters, back.hoisted) if node not in kept]
+    late = [each for each in late if each.size != ONE]
+    return not all(is_leaf(each) for each in (*early, *late))
+
+
+def backward(signature: Signature, *, need_x: bool) -> Backward:
+    """The programs of a backward pass, joined."""
+    layout = Layout(signature)
+    plan, hoisted = layout.plan.backward, layout.plan.forward.inputs
+    arriving = {
+        leaf("cotangent", name, node.vector): whole(plan.hoisted[name], node.size)
+        for name, node in hoisted.items()
+    }
+    of_inputs = plan.inputs.map(lambda roots: substitute(roots, arriving))
+    stores: Stores = {}
+    for state in layout.plan.graph.states:
+        node = plan.states.get(state.name, constant(0.0))
+        array = layout.array(f"carry.{state.name}", state.size, Index.ODD)
+        stores.setdefault(whole(node, state.size), []).append(array)
+    keeper = Keeper(layout, stores, "kept", looped=True)
+    outers = keeper.outers([*plan.parameters.matrices, *of_inputs.matrices])
+    d_x, read = _gradient_of_x(of_inputs, keeper) if need_x else (None, {})
+    summands: dict[str, Node] = {}
+    vectors = chain(_vectors(plan.parameters, plan.hoisted), _vectors(of_inputs, of_inputs.values))
+    for name, node in vectors:
+        every = whole(node, parameter_size(layout, name))
+        summands[name] = summands[name] + every if name in summands else every
+    apart = {
+        name: node
+        for name, node in summands.items()
+        if node.size == ONE or is_leaf(node) or keeper.known(node) is not None
+    }
+    sums = {name: keeper.summand(node) for name, node in apart.items()}
+    outers, sums = keeper.joined(outers, sums)
+    found = _Totals(layout, {n: node for n, node in summands.items() if n not in apart})
+    for node, total in found.leaves.items():
+        stores[total + node] = [found.places[total]]
+    sources = layout.leaves(stores, looped=True) | found.places
+    loop = Program(with_copies(cut(stores), stores), layout.sizes, sources, stores, backward=True)
+    inputs = None
+    if d_x is not None:
+        stores = {d_x: [layout.array("d_x", "input", Index.NONE)]}
+        sources = layout.leaves(stores, looped=False)
+        sources |= {n: replace(keeper.whole(a), index=Index.NONE) for n, a in read.items()}
+        stages = with_copies(cut(stores), stores)
+        inputs = Program(stages, layout.sizes, sources, stores, looped=False)
+    return Backward(
+        loop, inputs, 0, False, keeper.kept, {}, outers, [], sums, {}, found.width, found.sums
+    )
+
+
+def _vectors(gradients: Gradients, values: Mapping[str, Node]) -> Iterator[tuple[str, Node]]:
+    """What is to be summed for vector parameters, and for values of parameters alone."""
+    yield from gradients.vectors.items()
+    yield from ((name, node) for name, node in values.items() if name.startswith("once."))
+
+
+def _gradient_of_x(of_inputs: Gradients, keeper: Keeper) -> tuple[Node | None, Sources]:
+    """The gradient of x, and where its products find what they read, kept for all steps."""
+    if "x" not in of_inputs.values:
+        return None, {}
+    node = whole(of_inputs.values["x"], "input")
+    operands = [n.inputs[1] for n in topological([node]) if TABLE[n.op].kind == "product"]
+    read = {each: leaf("value", f"kept.{n}", each.type) for n, each in enumerate(operands)}
+    (found,) = substitute([node], read)
+    return found, {name: keeper.place(each) for each, name in read.items()}
+
+
+class _Totals:
+    """Columns of one array, a row for each of the batch, that the loop adds summands to.
+
+    Attributes:
+        leaves: summand -> its total.
+        places: of the totals.
+        width: elements of a row.
+        sums: by parameter, its total and where it lies, to be summed over rows.
+    """
+
+    def __init__(self, layout: Layout, summands: Mapping[str, Node]):
+        self.leaves = {
+            node: leaf("value", f"total.{number}", node.type)
+            for number, node in enumerate(dict.fromkeys(summands.values()))
+        }
+        units = [layout.sizes[node.size] for node in self.leaves]
+        *begins, self.width = accumulate(units, initial=0)
+        self.places: Sources = {
+            total: Array(TOTALS, Kind.ROWS, stride=self.width, offset=begin)
+            for total, begin in zip(self.leaves.values(), begins, strict=True)
+        }
+        self.sums: Sums = {}
+        for name, node in summands.items():
+            total = self.leaves[node]
+            self.sums[name] = total, {total: self.places[total]}
