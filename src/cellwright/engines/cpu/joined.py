@@ -28,23 +28,19 @@ TOTALS = "totals"
 
 
 def pays(plan: Plan) -> bool:
-    """Whether there is something to do at a step that would otherwise be done for all at once.
+    """Whether the gradients of what was hoisted are worth computing at their step.
 
-    Products of all steps at once are faster than those of a step: where the gradients of what was
-    hoisted wait for one, they stay outside.
+    They are where they have sums over units, for which rows would be read more than once. Products
+    of all steps at once are faster than those of a step: where gradients wait for one, they stay
+    outside.
     """
     back = plan.backward
     if any(name not in back.hoisted for name in plan.forward.inputs):
         return False
-    early = [node for each in back.inputs.matrices for node in (each.delta, each.operand)]
-    early += [node for _, node in _vectors(back.inputs, back.inputs.values)]
-    if any(TABLE[each.op].kind == "product" for each in topological(early)):
-        return False
-    kept = {each.delta for each in back.parameters.matrices}
-    kept |= {node for name, node in back.hoisted.items() if name in plan.forward.inputs}
-    late = [node for _, node in _vectors(back.parameters, back.hoisted) if node not in kept]
-    late = [each for each in late if each.size != ONE]
-    return not all(is_leaf(each) for each in (*early, *late))
+    roots = [node for each in back.inputs.matrices for node in (each.delta, each.operand)]
+    roots += [node for _, node in _vectors(back.inputs, back.inputs.values)]
+    kinds = {TABLE[each.op].kind for each in topological(roots)}
+    return "reduction" in kinds and "product" not in kinds
 
 
 def backward(signature: Signature, *, need_x: bool) -> Backward:
