@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
+from itertools import chain
 from typing import Any
 
 from cellwright.engines.cpu import bfloat, joined, product, threads
@@ -50,10 +51,10 @@ NO_BF16 = (
 
 @dataclass(frozen=True)
 class Sum:
-    """Compiled sums of values of one size: result slot -> the parameters whose gradient it is."""
+    """Compiled sums of values of one size: result slot -> the parameter whose gradient it is."""
 
     compiled: Compiled
-    results: Mapping[str, list[str]]
+    results: Mapping[str, str]
     units: int
 
 
@@ -246,9 +247,12 @@ class Kernels:
         made = []
         for size, members in results.items():
             program = Program([], self.signature.size, places[size], {}, backward=True)
-            slots = {node: f"{prefix}.{number}.{size}" for number, node in enumerate(members)}
+            slots = {
+                node: [f"{prefix}.{number}.{each}.{size}" for each in range(len(names))]
+                for number, (node, names) in enumerate(members.items())
+            }
             text = emit_sums(program, slots, size, self.double)
-            names = {slots[node]: every for node, every in members.items()}
+            names = dict(zip(chain(*slots.values()), chain(*members.values()), strict=True))
             found_at = self._compiled(program, text)
             made.append(Sum(found_at, names, self.signature.size[size]))
         return made
@@ -258,15 +262,15 @@ class Kernels:
 
         def make() -> Any:
             every = [*self.sums(need_x, join), *self.total_sums(need_x, join)]
-            names = [name for each in every for found in each.results.values() for name in found]
+            names = [name for each in every for name in each.results.values()]
             own = {p.name for p in self.signature.plan.parameters} - set(
                 self.signature.plan.backward.once.vectors
             )
             return {
                 slot
                 for each in every
-                for slot, found in each.results.items()
-                if len(found) == 1 and names.count(found[0]) == 1 and found[0] in own
+                for slot, name in each.results.items()
+                if names.count(name) == 1 and name in own
             }
 
         return self._keep(("direct", need_x, join), make)

@@ -31,21 +31,21 @@ class ParameterGradients:
             [torch.zeros(each.shape, dtype=slots.dtype) for each in slots.weights]
             for _ in range(turns(self._jobs))
         ]
-        self._apart: list[tuple[Tensor, list[str]]] = []
+        self._apart: list[tuple[Tensor, str]] = []
         self._place_sums(made.direct_sums(*how))
 
     def _place_sums(self, direct: set[str]) -> None:
-        """Gradients of vectors in place, where they are one sum; other sums apart."""
+        """Gradients of vectors in place, where they are one sum; sums of several apart."""
         slots = self._slots
         for each in (*self._sums, *self._totals):
-            for slot, names in each.results.items():
+            for slot, name in each.results.items():
                 if slot in direct:
-                    place = slots.kernels.weights[names[0]]
+                    place = slots.kernels.weights[name]
                     gradient = self._of_turn[0][place.tensor]
                     slots.point(slot, gradient, place.start * slots.width)
                 else:
                     zeros = torch.zeros((*slots.lead, each.units), dtype=slots.dtype)
-                    self._apart.append((slots.put(slot, zeros), names))
+                    self._apart.append((slots.put(slot, zeros), name))
 
     def add(self, steps: int) -> None:
         """Add so many steps, those of the span that was entered last."""
@@ -70,9 +70,8 @@ class ParameterGradients:
             for into, each in zip(gradients, other, strict=True):
                 into += each
         totals: dict[str, Tensor] = {}
-        for value, names in self._apart:
-            for name in names:
-                totals[name] = totals[name] + value if name in totals else value
+        for value, name in self._apart:
+            totals[name] = totals[name] + value if name in totals else value
         if self._once:
             self._differentiate_once(totals)
         for part in slots.call.signature.slices if totals else ():

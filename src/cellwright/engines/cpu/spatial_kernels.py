@@ -142,9 +142,8 @@ class SpatialKernels(Kernels):
             found = {slot: torch.zeros((each.units,), dtype=images.dtype) for slot in each.results}
             at |= {slot: value.data_ptr() for slot, value in found.items()}
             each.compiled.run_sums(at, run.steps, run.rows, reverse=reverse)
-            for slot, names in each.results.items():
-                for name in names:
-                    add(name, found[slot])
+            for slot, name in each.results.items():
+                add(name, found[slot])
         for position in self.position_sums(need_x):
             total = images.room(position.slot, position.units, None).zero_()
             at[position.slot] = total.data_ptr()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from cellwright.engines.cpu.evaluation import Evaluation
 from cellwright.engines.cpu.frame import Frame
@@ -17,12 +17,13 @@ SIDE_BY_SIDE, HELD = 4, 8
 rather than a line; and vectors of sums in registers, from which on there are fewer."""
 
 
-def emit_sums(program: Program, sums: Mapping[Node, str], size: str, double: bool) -> str:
+def emit_sums(program: Program, sums: Mapping[Node, Sequence[str]], size: str, double: bool) -> str:
     """Sums over all rows and steps, unit by unit: the gradients of vector parameters.
 
     Args:
         program: its sources say where values lie; it has no stages.
-        sums: value -> slot of the array (units) that its sum is added to.
+        sums: value -> slots of arrays (units): its sum is added to the first, and is what the
+            others hold then.
         size: of all of these values, by name.
         double: float64.
 
@@ -33,10 +34,11 @@ def emit_sums(program: Program, sums: Mapping[Node, str], size: str, double: boo
 
 
 class _Sums:
-    def __init__(self, frame: Frame, sums: Mapping[Node, str], units: int):
+    def __init__(self, frame: Frame, sums: Mapping[Node, Sequence[str]], units: int):
         self.frame, self.sums, self.units = frame, sums, units
-        for slot in sums.values():
-            frame.program.slot(slot)
+        for slots in sums.values():
+            for slot in slots:
+                frame.program.slot(slot)
         frame.load_arguments()
 
     def text(self) -> str:
@@ -75,11 +77,14 @@ class _Sums:
         units = [b.add(first, e.i64((begin + v) * e.lanes.count)) for v in range(vectors)]
         masks = [frame.mask(self.units, e.lanes.count, u) if tail else None for u in units]
         places = [
-            (e.at(frame.address(slot), unit), mask)
+            ([e.at(frame.address(slot), unit) for slot in slots], mask)
             for unit, mask in zip(units, masks, strict=True)
-            for slot in self.sums.values()
+            for slots in self.sums.values()
         ]
-        held = [e.load(p) if mask is None else e.masked_load(p, mask) for p, mask in places]
+        held = [
+            e.load(each[0]) if mask is None else e.masked_load(each[0], mask)
+            for each, mask in places
+        ]
 
         def add(r: Value, running: list[Value]) -> list[Value]:
             turn = b.add(row, r)
@@ -90,8 +95,9 @@ class _Sums:
                 values += [evaluation.value(each) for each in self.sums]
             return [b.fadd(total, each) for total, each in zip(running, values, strict=True)]
 
-        for total, (place, mask) in zip(e.fold(rows, held, add), places, strict=True):
-            if mask is None:
-                e.store(total, place)
-            else:
-                e.masked_store(total, place, mask)
+        for total, (into, mask) in zip(e.fold(rows, held, add), places, strict=True):
+            for place in into:
+                if mask is None:
+                    e.store(total, place)
+                else:
+                    e.masked_store(total, place, mask)
