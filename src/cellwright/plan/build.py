@@ -30,7 +30,7 @@ from cellwright.lang import CellSpec, ParameterSpec
 from cellwright.plan.hoist import hoist
 from cellwright.plan.linear import take_apart
 from cellwright.plan.options import StepGraph, StepOptions, specialise
-from cellwright.plan.saving import choose
+from cellwright.plan.saving import choose, costs
 from cellwright.plan.stages import Stage, cut
 
 
@@ -253,10 +253,11 @@ def _connect_all(
         for name, value in step.next.items()
         if not is_leaf(value)
     }
-    saved, adjoint = _connect(of_step, step.roots, after, "saved")
+    saved_inputs, of_inputs = _connect(of_inputs, inputs.values(), {}, "saved_input")
+    again = _hoisted_again(inputs, saved_inputs)
+    saved, adjoint = _connect(of_step, step.roots, after, "saved", again)
     roots = [*adjoint.roots]
     verify(roots, leaves=("state", "parameter", "stream", "value", "cotangent"))
-    saved_inputs, of_inputs = _connect(of_inputs, inputs.values(), {}, "saved_input")
     is_state = {each.name for each in step.states}
     backward = Backward(
         loop=_loop(roots),
@@ -267,6 +268,19 @@ def _connect_all(
         once=of_once,
     )
     return saved, saved_inputs, backward
+
+
+def _hoisted_again(
+    inputs: Mapping[str, Node], saved_inputs: Mapping[str, Node]
+) -> dict[Node, tuple[Node, int]]:
+    """Hoisted values that can be computed again from what is saved of them, and at which cost."""
+    kept = {node: leaf("value", name, node.type) for name, node in saved_inputs.items()}
+    found = costs(inputs.values(), kept)
+    return {
+        leaf("value", name, node.vector): (substitute([node], kept)[0], found[node])
+        for name, node in inputs.items()
+        if node in found
+    }
 
 
 def _differentiate_hoisted(graph: Mapping[str, Node], kinds: Sequence[str]) -> Gradients:
@@ -303,7 +317,11 @@ def _summands(value: Node) -> list[Node]:
 
 
 def _connect(
-    adjoint: Gradients, roots: Iterable[Node], at_hand: Mapping[Node, Node], prefix: str
+    adjoint: Gradients,
+    roots: Iterable[Node],
+    at_hand: Mapping[Node, Node],
+    prefix: str,
+    again: Mapping[Node, tuple[Node, int]] | None = None,
 ) -> tuple[dict[str, Node], Gradients]:
     """Let a gradient graph read saved values instead of computing them a second time.
 
@@ -312,7 +330,9 @@ def _connect(
         roots: what the forward pass computes.
         at_hand: values of it that are kept anyway, and the leaves to read them by.
         prefix: of the names of what is saved.
+        again: leaves of the graph that can be computed again, how, and at which cost.
     """
+    again = again or {}
     order = topological(roots)
     forward = set(order)
     adjoint = adjoint.map(lambda found: take_apart(found, forward))
@@ -325,7 +345,9 @@ def _connect(
     ]
     needed += [root for root in adjoint.roots if root in forward]
     states = [each for each in order if each.op == "state"]
-    chosen = choose(dict.fromkeys(needed), [*states, *at_hand])
+    cost = dict.fromkeys([*states, *at_hand], 0) | {each: found[1] for each, found in again.items()}
+    chosen = choose(dict.fromkeys(needed), cost)
     saved = {f"{prefix}.{index}": each for index, each in enumerate(chosen)}
-    as_leaf = {**at_hand, **{each: leaf("value", n, each.type) for n, each in saved.items()}}
+    as_leaf = {each: found for each, (found, _) in again.items()}
+    as_leaf |= {**at_hand, **{each: leaf("value", n, each.type) for n, each in saved.items()}}
     return saved, adjoint.map(lambda found: substitute(found, as_leaf))

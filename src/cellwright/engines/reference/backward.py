@@ -85,7 +85,7 @@ class Backward(BoundCall):
                 before = after[order[position - 1]] if position else self.call.states[index]
                 self.bind(environment, "state", name, before)
                 self.bind(environment, "value", f"next.{name}", after[t])
-            for name, value in self.saved.items():
+            for name, value in (self.saved | self.saved_inputs).items():
                 self.bind(environment, "value", name, value[t])
             self.bind(environment, "cotangent", "output", self.cotangents.output[t])
             for name, value in zip(self.forward_plan.trace, self.cotangents.trace, strict=True):
