@@ -21,7 +21,7 @@ from itertools import groupby
 
 from llvmlite import ir
 
-from cellwright.engines.cpu.arrays import Array, Sources
+from cellwright.engines.cpu.arrays import Array, Index, Kind, Sources
 from cellwright.engines.cpu.evaluation import Evaluation
 from cellwright.engines.cpu.evaluation import Tiles as TileValues
 from cellwright.engines.cpu.frame import TILE_ROWS, Frame
@@ -98,6 +98,8 @@ class _Body:
         e = self.e
         with e.loop(e.i64(0), self.frame.argument("steps")) as i:
             self.frame.enter_step(i)
+            if self.program.looped:
+                self._prefetch_numbers()
             if self.program.looped or len(self.program.stages) == 1:
                 following = e.b.add(i, e.i64(1))
                 self._stages(e.b.icmp_signed("<", following, self.frame.argument("steps")))
@@ -106,6 +108,19 @@ class _Body:
                     self._stages(ir.Constant(I1, 1))
         e.b.ret_void()
         return str(self.frame.module)
+
+    def _prefetch_numbers(self) -> None:
+        """Bring near the single numbers of rows that the following step reads."""
+        e, frame = self.e, self.frame
+        arrays = [
+            each
+            for each in dict.fromkeys(self.program.sources.values())
+            if each.kind is Kind.ROW and each.index is Index.TIME
+        ]
+        if arrays:
+            with e.loop(frame.row_from, frame.row_to, LINE // self.lanes.bytes) as row:
+                for each in arrays:
+                    frame.prefetch(each, e.at(frame.base(each), frame.offset(each, row)))
 
     def _stages(self, more: Value) -> None:
         """All stages; behind the last one threads wait for each other if there is ``more``."""
@@ -149,6 +164,7 @@ class _Body:
             b.call(found, [self.frame.argument("barrier"), self.frame.shares])
 
     def _stage(self, index: int, stage: Stage, done: Sources) -> None:
+        self.frame.stage = index
         groups = self.program.groups[index]
         by_size: dict[int, list[Node]] = {}
         for each in stage.reductions:

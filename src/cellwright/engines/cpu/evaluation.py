@@ -98,7 +98,8 @@ class Evaluation:
             bytes_ = e.masked_load_bytes(address, self.mask if self.mask is not None else full)
             zero = ir.Constant(ir.VectorType(I8, frame.lanes.count), [0] * frame.lanes.count)
             return b.icmp_unsigned("!=", bytes_, zero)
-        frame.prefetch(array, e.at(base, place))
+        if array.kind is Kind.ROWS:
+            frame.prefetch(array, e.at(base, place))
         if self.mask is None:
             return e.load(e.at(base, place))
         return e.masked_load(e.at(base, place), self.mask)

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 from llvmlite import ir
 
-from cellwright.engines.cpu.arrays import Array, Index, Kind
+from cellwright.engines.cpu.arrays import Array, Index
 from cellwright.engines.cpu.ops import I8, I64, POINTER, Emitter, Lanes, Value
 from cellwright.engines.cpu.program import ENTRY, NUMBERS, Program
 
@@ -26,7 +26,10 @@ class Frame:
         e: the emitter.
         row_from, row_to, share, shares: the function's arguments.
         t: the step in the sequence's own count.
+        stage: of the program, that is being emitted.
     """
+
+    stage = 0
 
     def __init__(self, program: Program, lanes: Lanes):
         self.program = program
@@ -42,6 +45,7 @@ class Frame:
         self._loaded: dict[str, Value] = {}
         self._bases: dict[Array, Value] = {}
         self._passed: Value | None = None
+        self._prefetched: dict[Array, int] = {}
 
     def load_arguments(self) -> None:
         """Load every argument, at the function's start, when all slots are known."""
@@ -107,10 +111,11 @@ class Frame:
     def prefetch(self, array: Array, place: Value, *, write: bool = False) -> None:
         """Bring near, for the following step, what lies at ``place`` of an array at this step.
 
-        What is read or written step after step is new to the processor's caches every time. Where
-        rows are those of all steps, it is what lies there of the rows that follow, behind products.
+        What is read or written step after step is new to the processor's caches every time. The
+        first stage that comes to an array does it for those that follow. Where rows are those of
+        all steps, it is what lies there of the rows that follow, behind products.
         """
-        if array.kind is not Kind.ROWS or array.boolean:
+        if array.boolean:
             return
         b = self.e.b
         if not self.program.looped and any(self.program.groups):
@@ -119,6 +124,8 @@ class Frame:
                 self.e.prefetch(ahead, write=write)
             return
         if array.index is not Index.TIME:
+            return
+        if self._prefetched.setdefault(array, self.stage) != self.stage:
             return
         ring = self._ring(array)
         steps = b.sub(b.and_(self._following, ring), b.and_(self.t, ring))

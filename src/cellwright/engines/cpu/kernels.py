@@ -210,10 +210,13 @@ class Kernels:
 
     def planned(self, need_x: bool, join: bool = False) -> Backward:
         """The backward programs, not compiled."""
-        plan = joined.backward if join else backward
-        found: Backward = self._keep(
-            ("planned", need_x, join), lambda: plan(self.signature, need_x=need_x)
-        )
+
+        def make() -> Any:
+            if join:
+                return joined.backward(self.signature, need_x=need_x)
+            return backward(self.signature, need_x=need_x, spread_rows=True)
+
+        found: Backward = self._keep(("planned", need_x, join), make)
         return found
 
     def sums(self, need_x: bool, join: bool = False) -> list[Sum]:

@@ -10,6 +10,15 @@ from cellwright.ir import ONE, Node, is_leaf, topological
 from cellwright.plan import Plan
 
 
+def spread(width: int) -> int:
+    """Elements from one row to the next, for an array that products read down its columns.
+
+    Rows that lie a large power of two apart share a few places of the processor's caches, and
+    drive each other out of them.
+    """
+    return width + 16 if width and width % 256 == 0 else width
+
+
 class Layout:
     """Places of the leaves that all programs of a layer share.
 
@@ -17,11 +26,13 @@ class Layout:
         signature: of the layer.
         output_is_state: the state that is the output lies where the output does.
         saved_in_place: hoisted values that are saved as they are lie where they are saved.
+        spread_rows: those of the gradients of hoisted values are :func:`spread`.
     """
 
     def __init__(
-        self, signature: Signature, *, output_is_state: bool = False, saved_in_place: bool = False
-    ):
+        self, signature: Signature, *, output_is_state: bool = False, saved_in_place: bool = False,
+        spread_rows: bool = False,
+    ):  # fmt: skip
         self.signature = signature
         self.output_is_state = output_is_state
         self.plan: Plan = signature.plan
@@ -36,6 +47,8 @@ class Layout:
             if name not in self.in_place:
                 self.columns[name] = self.width
                 self.width += self.sizes[node.size]
+        if spread_rows:
+            self.width = spread(self.width)
 
     def state_slot(self, name: str) -> str:
         """Where a state lies; the one that is the output may do without a place of its own."""

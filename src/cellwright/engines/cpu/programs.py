@@ -188,9 +188,15 @@ def _forward_inputs(layout: Layout, *, keep: bool) -> Program | None:
     return Program(stages, layout.sizes, sources, stores, looped=False)
 
 
-def backward(signature: Signature, *, need_x: bool) -> Backward:
-    """The programs of a backward pass."""
-    layout = Layout(signature)
+def backward(signature: Signature, *, need_x: bool, spread_rows: bool = False) -> Backward:
+    """The programs of a backward pass.
+
+    Args:
+        signature: of the layer.
+        need_x: whether they yield the gradient of x.
+        spread_rows: as for :class:`Layout`.
+    """
+    layout = Layout(signature, spread_rows=spread_rows)
     plan = layout.plan.backward
     stores: Stores = {}
     for name, node in plan.hoisted.items():
