@@ -108,6 +108,8 @@ def check_saving(plan):
     }
     assert products <= {"matvec_transposed"}
     known = {*plan.forward.saved, *(f"next.{s.name}" for s in plan.spec.states), *plan.forward.once}
+    # Hoisted values are computed again from what is saved for their own gradients.
+    known |= set(plan.forward.saved_inputs)
     assert read_names(backward.loop.roots, "value") <= known
     # A saved value is one that the loop has, or that it reads anyway.
     for value in plan.forward.saved.values():

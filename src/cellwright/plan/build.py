@@ -73,8 +73,8 @@ class Forward:
         output: the layer's output at the step.
         trace: name -> traced value.
         saved: name -> value that the backward loop reads, kept for every step.
-        saved_inputs: name -> value on the way to ``inputs`` that the gradients after the loop
-            read, kept for every step.
+        saved_inputs: name -> value on the way to ``inputs`` that their gradients read, kept for
+            every step.
     """
 
     once: Mapping[str, Node]
@@ -122,11 +122,11 @@ class Gradients:
 
 @dataclass(frozen=True)
 class Backward:
-    """The backward pass; it reads the states before and after each step and ``saved``.
+    """The backward pass; it reads the states before and after each step, and what was saved.
 
     Leaves of kind ``cotangent`` are ``next.STATE`` (carried), ``output``, ``trace.NAME``; in the
     graphs after the loop ``input.N`` and ``once.N``. Leaves of kind ``value`` are ``saved.N``,
-    ``next.STATE`` and ``once.N``; in the gradients of ``inputs`` also ``saved_input.N``.
+    ``saved_input.N``, ``next.STATE`` and ``once.N``.
 
     Attributes:
         loop: the body, last step first.

@@ -17,6 +17,7 @@ from engines.test_backward import UNUSUAL
 
 from cellwright.engines import Cotangents
 from cellwright.engines.cpu import jit, kernels, packing, product, runtime, threads
+from cellwright.engines.cpu.joined import pays
 from cellwright.engines.cpu.programs import can_fuse, forward
 from cellwright.lang import cell, cos, mean, next_state, tanh
 
@@ -292,6 +293,29 @@ def test_what_is_saved_as_it_was_hoisted_is_written_once():
     assert before == {"inputs", *kept}
     assert not inside & kept
     assert made.width == 2 * 18
+
+
+@every_dtype
+def test_gradients_of_hoisted_values_after_the_loop_or_in_it(dtype, monkeypatch):
+    """The same numbers; vectors' gradients are added up row by row in the loop."""
+    call = cast(make_call(CATALOGUE["layer_norm_lstm"], None, Shape(5, 7, 19, 33)), dtype)
+    found, cotangents = [], None
+    for rows in (1, 8):
+        monkeypatch.setattr(kernels, "JOIN_FROM", rows)
+        _, gradients, cotangents = by_cpu(call, cotangents)
+        found.append(gradients)
+    joined, apart = found
+    vectors = [name for name, each in joined.items() if each.dim() == 1]
+    assert len(vectors) == 9 + 9 + 4, "gains, shifts, biases"
+    for name in vectors:
+        torch.testing.assert_close(joined.pop(name), apart.pop(name))
+    assert_equal(joined, apart, "in the loop and after it")
+
+
+def test_only_what_has_sums_over_units_joins_the_loop():
+    assert pays(make_call(CATALOGUE["layer_norm_lstm"], None).signature.plan)
+    for cell in ("lstm", "peephole_lstm", "sru", "minlstm"):
+        assert not pays(make_call(CATALOGUE[cell], None).signature.plan)
 
 
 # --- other processors --------------------------------------------------------------------------
