@@ -314,8 +314,8 @@ def test_gradients_of_hoisted_values_after_the_loop_or_in_it(dtype, monkeypatch)
 
 def test_only_what_has_sums_over_units_joins_the_loop():
     assert pays(make_call(CATALOGUE["layer_norm_lstm"], None).signature.plan)
-    for cell in ("lstm", "peephole_lstm", "sru", "minlstm"):
-        assert not pays(make_call(CATALOGUE[cell], None).signature.plan)
+    for name in ("lstm", "peephole_lstm", "sru", "minlstm"):
+        assert not pays(make_call(CATALOGUE[name], None).signature.plan)
 
 
 # --- other processors --------------------------------------------------------------------------

@@ -27,7 +27,7 @@ from cellwright.engines.cpu.evaluation import Tiles as TileValues
 from cellwright.engines.cpu.frame import TILE_ROWS, Frame
 from cellwright.engines.cpu.ops import I1, I8, I32, I64, Lanes, Value
 from cellwright.engines.cpu.product import LINE
-from cellwright.engines.cpu.program import Program, weights_slot
+from cellwright.engines.cpu.program import VECTOR, Program, weights_slot
 from cellwright.engines.cpu.targets import Group, Panels, find_targets, group
 from cellwright.engines.cpu.tiles import Tiles
 from cellwright.engines.cpu.waiting import BARRIER
@@ -69,12 +69,14 @@ def _find_groups(program: Program, lanes: Lanes) -> None:
         states, by their names, and then vectors, as the equations have them.
         """
         operand = product.inputs[1]
+        if operand in program.order:
+            return program.order[operand]
         if operand in program.sources:
             array = program.sources[operand]
             name = f"state.{operand.attribute('name')}" if operand.op == "state" else array.slot
             return operand.op != "input", name, array.offset
         if not program.backward:
-            return True, "vector", order[operand]
+            return True, VECTOR, order[operand]
         array = program.stores[operand][0]
         return True, array.slot, array.offset
 

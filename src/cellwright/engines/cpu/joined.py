@@ -16,7 +16,7 @@ from itertools import accumulate, chain
 from cellwright.engines.cpu.arrays import Array, Index, Kind, Sources, Stores
 from cellwright.engines.cpu.keeper import Keeper, Sums
 from cellwright.engines.cpu.layout import Layout
-from cellwright.engines.cpu.program import Program
+from cellwright.engines.cpu.program import VECTOR, Program
 from cellwright.engines.cpu.programs import Backward, parameter_size, whole, with_copies
 from cellwright.engines.signature import Signature
 from cellwright.ir import ONE, TABLE, Node, constant, is_leaf, leaf, substitute, topological
@@ -59,7 +59,7 @@ def backward(signature: Signature, *, need_x: bool) -> Backward:
         stores.setdefault(whole(node, state.size), []).append(array)
     keeper = Keeper(layout, stores, "kept", looped=True)
     outers = keeper.outers([*plan.parameters.matrices, *of_inputs.matrices])
-    d_x, read = _gradient_of_x(of_inputs, keeper) if need_x else (None, {})
+    d_x = _GradientOfX(layout, arriving, keeper) if need_x and "x" in plan.inputs.values else None
     summands: dict[str, Node] = {}
     vectors = chain(_vectors(plan.parameters, plan.hoisted), _vectors(of_inputs, of_inputs.values))
     for name, node in vectors:
@@ -77,13 +77,7 @@ def backward(signature: Signature, *, need_x: bool) -> Backward:
         stores[total + node] = [found.places[total]]
     sources = layout.leaves(stores, looped=True) | found.places
     loop = Program(with_copies(cut(stores), stores), layout.sizes, sources, stores, backward=True)
-    inputs = None
-    if d_x is not None:
-        stores = {d_x: [layout.array("d_x", "input", Index.NONE)]}
-        sources = layout.leaves(stores, looped=False)
-        sources |= {n: replace(keeper.whole(a), index=Index.NONE) for n, a in read.items()}
-        stages = with_copies(cut(stores), stores)
-        inputs = Program(stages, layout.sizes, sources, stores, looped=False)
+    inputs = None if d_x is None else d_x.program(keeper)
     return Backward(
         loop, inputs, 0, False, keeper.kept, {}, outers, [], sums, {}, found.width, found.sums
     )
@@ -95,15 +89,44 @@ def _vectors(gradients: Gradients, values: Mapping[str, Node]) -> Iterator[tuple
     yield from ((name, node) for name, node in values.items() if name.startswith("once."))
 
 
-def _gradient_of_x(of_inputs: Gradients, keeper: Keeper) -> tuple[Node | None, Sources]:
-    """The gradient of x, and where its products find what they read, kept for all steps."""
-    if "x" not in of_inputs.values:
-        return None, {}
-    node = whole(of_inputs.values["x"], "input")
-    operands = [n.inputs[1] for n in topological([node]) if TABLE[n.op].kind == "product"]
-    read = {each: leaf("value", f"kept.{n}", each.type) for n, each in enumerate(operands)}
-    (found,) = substitute([node], read)
-    return found, {name: keeper.place(each) for each, name in read.items()}
+class _GradientOfX:
+    """The gradient of x, as products of what the loop keeps for all steps.
+
+    Their terms have the order that they have where the loop is not joined, so that the bits are
+    the same.
+
+    Args:
+        layout: of the programs.
+        arriving: gradients of hoisted values, as the loop computes them.
+        keeper: where the products find what they read.
+    """
+
+    def __init__(self, layout: Layout, arriving: Mapping[Node, Node], keeper: Keeper):
+        self.layout = layout
+        given = layout.plan.backward.inputs.values["x"]
+        nodes = topological([given])
+        operands = [n.inputs[1] for n in nodes if TABLE[n.op].kind == "product"]
+        leaves = {n: leaf("value", f"kept.{i}", n.type) for i, n in enumerate(operands)}
+        (self.node,) = substitute([whole(given, "input")], leaves)
+        self.places = {
+            leaves[operand]: keeper.place(node)
+            for operand, node in zip(operands, substitute(operands, arriving), strict=True)
+        }
+        self.order: dict[Node, tuple[bool, str, int]] = {}
+        for operand, found in leaves.items():
+            self.order[found] = True, VECTOR, nodes.index(operand)
+            if operand.op == "cotangent":
+                place = layout.hoisted("d_inputs", str(operand.attribute("name")), Index.NONE)
+                self.order[found] = True, place.slot, place.offset
+
+    def program(self, keeper: Keeper) -> Program:
+        """For all steps at once, when nothing more is kept."""
+        stores: Stores = {self.node: [self.layout.array("d_x", "input", Index.NONE)]}
+        sources = self.layout.leaves(stores, looped=False)
+        for found, array in self.places.items():
+            sources[found] = replace(keeper.whole(array), index=Index.NONE)
+        stages = with_copies(cut(stores), stores)
+        return Program(stages, self.layout.sizes, sources, stores, looped=False, order=self.order)
 
 
 class _Totals:

@@ -17,6 +17,9 @@ NUMBERS = ("steps", "rows", "reverse", "ring", "barrier")
 NEAR = 3
 """Operations, other than functions, up to which a value is computed again rather than stored."""
 
+VECTOR = "vector"
+"""Name, in chains, of what a program computes for its own products."""
+
 ENTRY = "run"
 """Name of the function that runs a program."""
 
@@ -32,6 +35,7 @@ class Program:
         stores: values that are written to arrays when they have been computed.
         backward: run through the steps from the last to the first.
         looped: its rows are those of one step; else those of all steps.
+        order: places of operands in chains, where they are not those in memory.
         groups: the products of each stage, filled in by :func:`emit`.
         slots: argument name -> its place, filled in by :func:`emit`.
         temporaries: arrays (rows x stride) that the caller allocates: slot -> stride.
@@ -45,6 +49,7 @@ class Program:
     stores: Stores
     backward: bool = False
     looped: bool = True
+    order: Mapping[Node, tuple[bool, str, int]] = field(default_factory=dict)
     groups: list[list[Group]] = field(default_factory=list)
     slots: dict[str, int] = field(default_factory=dict)
     temporaries: dict[str, int] = field(default_factory=dict)
