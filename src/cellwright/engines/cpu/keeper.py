@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import replace
 
 from cellwright.engines.cpu.arrays import Array, Index, Kind, Sources, Stores
-from cellwright.engines.cpu.layout import Layout, spread
+from cellwright.engines.cpu.layout import Layout
 from cellwright.ir import ONE, TABLE, Node, is_leaf
 from cellwright.plan import Outer
 
@@ -33,7 +33,7 @@ class Keeper:
     @property
     def kept(self) -> dict[str, int]:
         """The arrays that it makes, and elements of their rows."""
-        made = {self.slot: spread(self._width)} if self._made else {}
+        made = {self.slot: self._width} if self._made else {}
         return made | {each.slot: each.stride for each in self._numbers}
 
     def outers(self, outers: Iterable[Outer]) -> Outers:
@@ -61,7 +61,7 @@ class Keeper:
 
     def whole(self, array: Array) -> Array:
         """An array with its width, when nothing more is asked for."""
-        return replace(array, stride=spread(self._width)) if array in self._made else array
+        return replace(array, stride=self._width) if array in self._made else array
 
     def known(self, node: Node) -> Array | None:
         """Where the value lies for all steps, if it does."""

@@ -9,14 +9,8 @@ from cellwright.engines.signature import Signature
 from cellwright.ir import ONE, Node, is_leaf, topological
 from cellwright.plan import Plan
 
-
-def spread(width: int) -> int:
-    """Elements from one row to the next, for an array that products read down its columns.
-
-    Rows that lie a large power of two apart share a few places of the processor's caches, and
-    drive each other out of them.
-    """
-    return width + 16 if width and width % 256 == 0 else width
+PAGE, LINE = 1024, 16
+"""Elements of a page of memory, and of a line, in float32."""
 
 
 class Layout:
@@ -26,7 +20,8 @@ class Layout:
         signature: of the layer.
         output_is_state: the state that is the output lies where the output does.
         saved_in_place: hoisted values that are saved as they are lie where they are saved.
-        spread_rows: those of the gradients of hoisted values are :func:`spread`.
+        spread_rows: the gradients of hoisted values, which products read down their columns, do
+            not lie whole pages apart, where they would drive each other out of caches.
     """
 
     def __init__(
@@ -47,8 +42,8 @@ class Layout:
             if name not in self.in_place:
                 self.columns[name] = self.width
                 self.width += self.sizes[node.size]
-        if spread_rows:
-            self.width = spread(self.width)
+        if spread_rows and self.width and self.width % PAGE == 0:
+            self.width += LINE
 
     def state_slot(self, name: str) -> str:
         """Where a state lies; the one that is the output may do without a place of its own."""
