@@ -9,7 +9,7 @@ import torch
 from cellwright.engines.cpu import jit
 from cellwright.engines.cpu.body import emit
 from cellwright.engines.cpu.engine import CpuEngine
-from cellwright.engines.cpu.kernels import Kernels
+from cellwright.engines.cpu.kernels import JOIN_FROM, Kernels
 from cellwright.engines.cpu.program import Program
 from cellwright.engines.cpu.programs import backward, can_fuse, forward
 from cellwright.engines.cpu.spatial_programs import segments
@@ -64,13 +64,15 @@ def _programs(signature: Signature) -> dict[str, Program]:
     signature, rows = kernels.signature, kernels.fuse_from
     fuse = rows is not None
     there = forward(signature, keep=True, fuse=fuse, in_place=True)
-    back = backward(signature, need_x=True)
+    join = kernels.joins(JOIN_FROM)
+    back = kernels.planned(need_x=True, join=join)
     from_ = f" (from {rows} rows a thread)" if rows else ""
     inside = f", products with x inside{from_}" if fuse else ""
+    joined = f", all but products inside (from {JOIN_FROM} rows)" if join else ""
     found = {
         "forward: inputs, for all steps at once": there.inputs,
         f"forward: the loop over time{inside}": there.loop,
-        "backward: the loop over time, from the last step to the first": back.loop,
+        f"backward: the loop over time, from the last step to the first{joined}": back.loop,
         "backward: inputs, for all steps at once": back.inputs,
     }
     return {title: program for title, program in found.items() if program is not None}

@@ -2,7 +2,8 @@
 
 A layer's forward pass is two programs, ``inputs`` (everything hoisted, over all steps and rows at
 once) and ``loop``. Its backward pass is ``loop``, then ``inputs``, then sums over rows and steps
-for vector parameters, and products over them for matrices.
+for vector parameters, and products over them for matrices. ``joined`` has another backward pass, in
+which the loop does all but the products.
 """
 
 from __future__ import annotations
