@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import Parameter
 
-from cellwright.engines.protocol import Call, Cotangents, Engine, Result
+from cellwright.engines.protocol import Call, Cotangents, Engine, Result, Training
 from cellwright.engines.tensors import own_precision, separate, split
 
 
@@ -34,6 +34,11 @@ def run(call: Call, engine: Engine, *, keep: bool) -> Result:
     if not keep:
         with own_precision(call.x):
             return _forward(call, engine, keep=False)
+    ready = None if _are_stored() else engine.training(call)
+    if ready is not None:
+        tensors = call.x, *call.states, *call.weights
+        output, *after = _Again.apply(ready, call, engine, *tensors)
+        return Result(output, after, [], [])
     outputs = _Recurrence.apply(call, engine, call.x, *call.states, *call.weights)
     states, trace = len(call.states), len(call.signature.plan.forward.trace)
     (output,), after, traced = split(outputs, [1, states, trace])
@@ -78,6 +83,66 @@ class _Recurrence(torch.autograd.Function):
         with own_precision(x):
             result = ctx.engine.backward(call, kept, cotangents, need_x=need_x)
         return None, None, result.x, *result.states, *result.weights
+
+
+class _Again(torch.autograd.Function):
+    """The same for calls that the engine has ready, with less around it."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, ready: Training, call: Call, engine: Engine, *tensors: Tensor
+    ) -> tuple[Tensor, ...]:
+        *results, kept = ready.forward(tensors)
+        ctx.set_materialize_grads(False)
+        ctx.ready, ctx.engine, ctx.states = ready, engine, len(call.states)
+        ctx.signature, ctx.reverse = call.signature, call.reverse
+        ctx.save_for_backward(*tensors, kept)
+        return tuple(results)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
+        saved, needed = ctx.saved_tensors, ctx.needs_input_grad[3:]
+        ready, weights_from = ctx.ready, 1 + ctx.states
+        need_x, need_weights = needed[0], any(needed[weights_from:])
+        if not ready.holds() or torch.is_grad_enabled() or _is_watched():
+            return None, None, None, *_as_usual(ctx, saved, gradients)
+        found: list[Tensor | None]
+        found = ready.backward(saved, gradients, need_x=need_x, need_weights=need_weights)
+        found = found if need_x else [None, *found]
+        return None, None, None, *found, *[None] * (len(needed) - len(found))
+
+
+def _as_usual(
+    ctx: Any, saved: Sequence[Tensor], gradients: Sequence[Tensor | None]
+) -> list[Tensor | None]:
+    """The gradients by the engine's own backward pass, or by the operator."""
+    ready, engine = ctx.ready, ctx.engine
+    (x,), states, weights, (block,) = split(saved, [1, ctx.states, len(saved) - ctx.states - 2, 1])
+    call = Call(ctx.signature, x, states, weights, (), ctx.reverse)
+    kept, cotangents = ready.apart(block), arriving(gradients, ready.like, ctx.states)
+    need_x = ctx.needs_input_grad[3]
+    if torch.is_grad_enabled():
+        return differentiable_gradient(call, kept, cotangents, need_x, engine)
+    with own_precision(x):
+        result = engine.backward(call, kept, cotangents, need_x=need_x)
+    return [result.x, *result.states, *result.weights]
+
+
+def _is_watched() -> bool:
+    """Whether something sees or changes every operation of torch."""
+    return bool(
+        torch._C._are_functorch_transforms_active() or torch._C._len_torch_dispatch_stack()
+    )
+
+
+# What is kept is one tensor where a call is ready and several where it is not. Whoever is given
+# them to store may count them, as torch.utils.checkpoint does.
+_storing = getattr(torch._C._autograd, "_top_saved_tensors_default_hooks", None)
+
+
+def _are_stored() -> bool:
+    """Whether somebody else stores what autograd saves."""
+    return _storing is None or _storing(False) is not None
 
 
 def arriving(

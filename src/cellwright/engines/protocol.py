@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -157,6 +157,10 @@ class Engine(Protocol):
     ) -> Gradients:
         """Run the gradient loop."""
 
+    def training(self, call: Call) -> Training | None:
+        """Both passes of calls like this one, made ready; None where they are not."""
+        return None
+
     def side_by_side(self, signature: Signature, x: Tensor) -> SideBySide | None:
         """How both directions of a layer run at the same time; None where that is no faster.
 
@@ -197,6 +201,47 @@ class Engine(Protocol):
             watched: contiguous tensors from which the weights follow.
         """
         return None
+
+
+class Training(Protocol):
+    """The passes of calls with the same signature, shapes and direction, made ready.
+
+    What a forward pass keeps is one tensor, for the backward pass alone.
+
+    Attributes:
+        like: shape, dtype and device of the output and of the states after the last step.
+    """
+
+    like: Sequence[tuple[Any, ...]]
+
+    def holds(self) -> bool:
+        """Whether they may be carried out here and now; else the engine's own passes are."""
+
+    def forward(self, tensors: Sequence[Tensor]) -> list[Tensor]:
+        """Output, states after the last step, and what is kept.
+
+        Args:
+            tensors: x, states and weights of a call.
+        """
+
+    def backward(
+        self,
+        tensors: Sequence[Tensor],
+        arriving: Sequence[Tensor | None],
+        *,
+        need_x: bool,
+        need_weights: bool,
+    ) -> list[Tensor]:
+        """Gradients: of x, if asked for, of the states, of the weights, if asked for.
+
+        Args:
+            tensors: x, states and weights of a call, then what its forward pass has kept.
+            arriving: gradients of the loss with respect to output and states; None for zeros.
+            need_x, need_weights: what is asked for.
+        """
+
+    def apart(self, kept: Tensor) -> list[Tensor]:
+        """What is kept, as :class:`Result` has it."""
 
 
 class PreparedSteps(Protocol):

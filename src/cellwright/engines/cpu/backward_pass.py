@@ -14,7 +14,6 @@ from torch import Tensor
 
 from cellwright.engines.cpu import joined
 from cellwright.engines.cpu.forward_pass import ForwardPrograms, place_once
-from cellwright.engines.cpu.pages import empty
 from cellwright.engines.cpu.parameters import ParameterGradients
 from cellwright.engines.cpu.slots import Packed, Slots
 from cellwright.engines.cpu.spans import LEAST_ROWS, Span, spans
@@ -62,7 +61,7 @@ class BackwardPass:
         self._carried = []
         for name, value in zip(names, cotangents.states, strict=True):
             carry = slots.pair(f"carry.{name}", value.shape[-1])
-            carry.select(-3, 0).copy_(value)
+            slots.copy(carry.select(-3, 0), value)
             self._carried.append(carry)
         if self.programs.totals:
             shape = (*slots.lead, slots.rows, self.programs.totals)
@@ -70,9 +69,9 @@ class BackwardPass:
         self._parameters = ParameterGradients(slots, once, need_x=need_x) if need_weights else None
         self.d_x: Tensor | None = None
         if need_x:
-            self.d_x = slots.put_steps("d_x", empty(slots.call.x.shape, slots.dtype))
+            self.d_x = slots.put_steps("d_x", slots.empty(slots.call.x.shape))
             if "x" not in slots.plan.backward.inputs.values:
-                self.d_x.zero_()
+                slots.clear(self.d_x)
         self.row_bytes = self._bytes()
 
     def turns(self) -> Turns[Gradients]:
@@ -81,13 +80,13 @@ class BackwardPass:
         for span in reversed(self._spans()):
             if last:
                 for carry in self._carried:
-                    carry.select(-3, 0).copy_(carry.select(-3, 1))
+                    self.slots.copy(carry.select(-3, 0), carry.select(-3, 1))
             self._start(span)
             if span.first == 0 and self._parameters is not None:
                 self._parameters.add_totals()
             yield
             last = (span.stop - span.first) % 2
-        d_states = [carry.select(-3, last).clone() for carry in self._carried]
+        d_states = [self.slots.copied(carry.select(-3, last)) for carry in self._carried]
         d_weights = self._parameters.finished() if self._parameters else []
         return Gradients(self.d_x, d_states, d_weights)
 
@@ -126,7 +125,7 @@ class BackwardPass:
             self._run_again(count)
         d_inputs = slots.work("d_inputs", rows * programs.width)
         if programs.missing:
-            d_inputs.zero_()
+            slots.clear(d_inputs)
         for slot, units in (*programs.kept.items(), *programs.kept_after.items()):
             slots.work(slot, rows * units)
         slots.start_by_step(self._loop, slots.at, count, slots.rows)

@@ -15,6 +15,7 @@ from cellwright.engines.cpu import (
     repeated,
     spatial,
     spatial_backward,
+    training,
     wavefront,
 )
 from cellwright.engines.cpu.backward_pass import BackwardPass
@@ -77,6 +78,13 @@ class CpuEngine(Engine):
             if run is not None:
                 return run(call)
             return complete(ForwardPass(Slots(call), keep=keep).turns())
+        finally:
+            memory.release()
+
+    def training(self, call: Call) -> training.Training | None:
+        """Calls like this one, if they have been made ready."""
+        try:
+            return training.ready(call)
         finally:
             memory.release()
 

@@ -156,7 +156,7 @@ class ForwardPass:
                 state = inside[slot][last]
             else:
                 state = self._stay[slot].select(-3, slots.start_of(span) + last)
-            after.append(state.clone())
+            after.append(slots.copied(state))
         return after
 
     def _keep_checkpoints(self, span: Span, inside: dict[str, Tensor]) -> None:

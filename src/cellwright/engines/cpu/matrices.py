@@ -56,13 +56,19 @@ class Product:
         """Carry out the jobs."""
         if not self.values:
             return
+        task = self.task()
+        place = ctypes.addressof(task.arguments)
+        threads.launch(task.address, place, task.rows, task.how, task.team)
+
+    def task(self) -> threads.Task:
+        """The same as a task of a script."""
         team = threads.count() if self.work > runtime.ALONE_BELOW else 1
         elements = outer.left_elements(team, self.bf16)
         packed = memory.take("outer", elements, torch.float32).data_ptr() if elements else 0
         given = self._given(packed)
         arguments = (ctypes.c_int64 * len(given))(*given)
         address = helper("outer", self.double, self.bf16)
-        threads.launch(address, ctypes.addressof(arguments), 1, threads.SHARES, team)
+        return threads.Task(arguments, "run", address, 1, threads.SHARES, team, team == 1)
 
     def _given(self, packed: int) -> list[int]:
         """The arguments of the loop."""

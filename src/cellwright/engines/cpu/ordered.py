@@ -104,10 +104,26 @@ class OrderedWeights:
         base = memory.take(memory_name, self.elements, self.dtype).data_ptr()
         local = self._local.__dict__
         held = self._find_copies(local, base, weights)
-        team = threads.count() if self.elements > LARGE_PACK else 1
-        threads.launch(self._packer, local["copies_at"], 1, threads.SHARES, team)
+        threads.launch(self._packer, local["copies_at"], 1, threads.SHARES, self._team)
         del held  # until here it has been read
         return base
+
+    def task(self, weights: Sequence[Tensor], memory_name: str) -> tuple[int, threads.Task | None]:
+        """As :meth:`pack`, as a task of a script; None if there is nothing to do.
+
+        No matrix is block-diagonal.
+        """
+        if not self.elements:
+            return 0, None
+        base = memory.take(memory_name, self.elements, self.dtype).data_ptr()
+        own: dict[str, Any] = {}
+        self._place_copies(own, [base, *[each.data_ptr() for each in weights]], weights, [])
+        how, team = threads.SHARES, self._team
+        return base, threads.Task(own["copies"], "run", self._packer, 1, how, team)
+
+    @property
+    def _team(self) -> int:
+        return threads.count() if self.elements > LARGE_PACK else 1
 
     def _find_copies(
         self, local: dict[str, Any], base: int, weights: Sequence[Tensor]

@@ -9,7 +9,7 @@ from __future__ import annotations
 import ctypes
 import threading
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -28,6 +28,8 @@ CALLS = 128
 
 LARGE = 1 << 20
 """Weights of a program from which on a second place for them is too much memory."""
+
+T = TypeVar("T")
 
 Run = Callable[[Call], Result]
 RunTogether = Callable[[Sequence[Call]], list[Result]]
@@ -79,6 +81,17 @@ def ready_members(call: Call, make: Callable[[Call], Run | None]) -> Run | None:
     """
     lie = tuple(each.stride() for each in (call.x, *call.states, *call.weights))
     found: Run | None = _find(call, (call.reverse, lie), make, call)
+    return found
+
+
+def ready_training(call: Call, make: Callable[[Call], T | None]) -> T | None:
+    """The same for calls that gradients are wanted of.
+
+    Args:
+        call: it.
+        make: makes the way.
+    """
+    found: T | None = _find(call, (call.reverse, "training"), make, call)
     return found
 
 

@@ -7,6 +7,7 @@ import struct
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -133,6 +134,28 @@ class Compiled:
         arguments = self._arguments(at, packed, steps, rows, reverse, ring)
         threads.launch(self.address, arguments, rows, how, team)
 
+    def task(
+        self, at: Addresses, packed: int, steps: int, rows: int, *, reverse: bool = False,
+        ring: bool = False,
+    ) -> threads.Task:  # fmt: skip
+        """The same as a task of a script, with arguments of its own."""
+        how, team = self._way(steps, rows)
+        self._take_temporaries(at, rows, team if how == threads.SHARES else 1)
+        own: dict[str, Any] = {}
+        self._arguments(at, packed, steps, rows, reverse, ring, own)
+        brief = rows * self.work * steps < ALONE_BELOW
+        return threads.Task(own["arguments"], "run", self.address, rows, how, team, brief)
+
+    def task_of_sums(
+        self, at: Addresses, steps: int, rows: int, *, reverse: bool
+    ) -> threads.Task:
+        """As :meth:`run_sums`, as a task of a script."""
+        own: dict[str, Any] = {}
+        self._arguments(at, 0, steps, rows, reverse, False, own)
+        team = self._team_of_sums(steps, rows)
+        how = threads.SHARES
+        return threads.Task(own["arguments"], "run", self.address, rows, how, team, team == 1)
+
     def _way(self, steps: int, rows: int) -> tuple[int, int]:
         """As :func:`way`, also of a program without products."""
         if self.work:
@@ -192,8 +215,11 @@ class Compiled:
         They are added to what lies in the arrays of the sums.
         """
         arguments = self._arguments(at, 0, steps, rows, reverse, False)
-        team = threads.count() if rows * steps * self._read >= SUMS_ALONE_BELOW else 1
+        team = self._team_of_sums(steps, rows)
         threads.launch(self.address, arguments, rows, threads.SHARES, team)
+
+    def _team_of_sums(self, steps: int, rows: int) -> int:
+        return threads.count() if rows * steps * self._read >= SUMS_ALONE_BELOW else 1
 
     def prepare(
         self, weights: Sequence[Tensor], rows: int, shares: int
@@ -284,10 +310,16 @@ class Compiled:
         return [name for _, name, _ in (*self._temporaries, *self._words)]
 
     def _arguments(
-        self, at: Addresses, packed: int, steps: int, rows: int, reverse: bool, ring: bool
-    ) -> int:
-        """The address of the filled arguments; every thread of Python has its own."""
-        local = self._local.__dict__
+        self, at: Addresses, packed: int, steps: int, rows: int, reverse: bool, ring: bool,
+        own: dict[str, Any] | None = None,
+    ) -> int:  # fmt: skip
+        """The address of the filled arguments; every thread of Python has its own.
+
+        Args:
+            at, packed, steps, rows, reverse, ring: as for :meth:`run`.
+            own: where other arguments than the thread's are, or will be.
+        """
+        local = self._local.__dict__ if own is None else own
         values = local.get("arguments")
         if values is None:
             # Behind the arguments, the barrier's two numbers on cache lines of their own.

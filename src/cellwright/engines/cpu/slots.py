@@ -128,6 +128,26 @@ class Slots:
             self.put_steps(slot, tensor)
         return found
 
+    def empty(self, shape: Sequence[int]) -> Tensor:
+        """New memory for a result, with anything in it."""
+        return empty(tuple(shape), self.dtype)
+
+    def zeros(self, shape: Sequence[int]) -> Tensor:
+        """New memory for a result, with zeros in it."""
+        return torch.zeros(tuple(shape), dtype=self.dtype)
+
+    def copied(self, tensor: Tensor) -> Tensor:
+        """A result with these numbers."""
+        return tensor.clone()
+
+    def copy(self, into: Tensor, source: Tensor) -> None:
+        """Copy numbers to memory of the same shape."""
+        into.copy_(source)
+
+    def clear(self, tensor: Tensor) -> None:
+        """Set numbers to zero."""
+        tensor.zero_()
+
     def take(self, name: str, elements: int, dtype: torch.dtype | None = None) -> Tensor:
         """Working memory, with anything in it."""
         return memory.take(name, elements, dtype or self.dtype)

@@ -1,7 +1,8 @@
 """The functions that a loop begins with: alone, on the threads of OpenMP, as one of a team.
 
 They are given a job, the numbers that ``JOB`` names, and return 0; or, without having begun, 1
-where what the job watches has changed.
+where what the job watches has changed. A list of jobs, to be done one after the other by a single
+call, is a script.
 """
 
 from __future__ import annotations
@@ -24,6 +25,18 @@ WATCHED = ("place", "remembered", "count", "step")
 it, how many they are, and the bytes between them. In front stands the number of arrays."""
 
 
+SCRIPT = ("bases", "moves", "tasks")
+"""Of a script: the address of the bases, from which addresses follow that move, and how many of
+these and how many tasks there are."""
+
+MOVE, TASK = ("place", "base", "offset"), ("function", "arguments")
+"""Behind a script's head stand its moves: where an address stands, the number of its base, the
+bytes between them; then its tasks: a function of this module, and what it is given."""
+
+COPY, CLEAR = ("into", "source", "bytes"), ("into", "bytes")
+"""What the tasks ``copy`` and ``clear`` are given."""
+
+
 def runtime_module() -> str:
     """All of them, and how threads wait for each other."""
     module = ir.Module("cellwright_runtime")
@@ -32,6 +45,9 @@ def runtime_module() -> str:
     changed = _emit_is_changed(module)
     _emit_together(module, _emit_member(module), changed)
     _emit_alone(module, changed)
+    _emit_copy(module)
+    _emit_clear(module)
+    _emit_script(module)
     return str(module)
 
 
@@ -45,6 +61,7 @@ class Callee:
 
 
 _RUN_TYPE = ir.FunctionType(ir.VoidType(), [POINTER, I64, I64, I64, I64])
+_TASK = ir.FunctionType(I32, [POINTER])
 
 
 def _field(b: ir.IRBuilder, job: Value, name: str) -> Value:
@@ -119,6 +136,56 @@ def _emit_together(module: ir.Module, member: ir.Function, changed: ir.Function)
     parallel = ir.Function(module, kind, "GOMP_parallel")
     b.call(parallel, [member, job, b.trunc(_field(b, job, "team"), I32), ir.Constant(I32, 0)])
     b.ret(ir.Constant(I32, 0))
+
+
+def _emit_copy(module: ir.Module) -> None:
+    """``cellwright_copy(given)``: copy bytes, see ``COPY``."""
+    e, given = _begin(module, "cellwright_copy")
+    into, source, count = (_number(e, given, e.i64(place)) for place in range(len(COPY)))
+    places = [e.b.inttoptr(each, POINTER) for each in (into, source)]
+    plain = ir.Constant(ir.IntType(1), 0)
+    e.intrinsic("llvm.memmove.p0.p0.i64", ir.VoidType(), [*places, count, plain])
+    e.b.ret(ir.Constant(I32, 0))
+
+
+def _emit_clear(module: ir.Module) -> None:
+    """``cellwright_clear(given)``: set bytes to zero, see ``CLEAR``."""
+    e, given = _begin(module, "cellwright_clear")
+    into, count = (_number(e, given, e.i64(place)) for place in range(len(CLEAR)))
+    zero, plain = ir.Constant(ir.IntType(8), 0), ir.Constant(ir.IntType(1), 0)
+    place = e.b.inttoptr(into, POINTER)
+    e.intrinsic("llvm.memset.p0.i64", ir.VoidType(), [place, zero, count, plain])
+    e.b.ret(ir.Constant(I32, 0))
+
+
+def _emit_script(module: ir.Module) -> None:
+    """``cellwright_script(script)``: enter the addresses that move, and do every task."""
+    e, script = _begin(module, "cellwright_script")
+    b = e.b
+    bases, moves, tasks = (_number(e, script, e.i64(place)) for place in range(len(SCRIPT)))
+    start = e.i64(len(SCRIPT))
+    with e.loop(e.i64(0), moves) as which:
+        here = b.add(start, b.mul(which, e.i64(len(MOVE))))
+        place, base, offset = (_number(e, script, b.add(here, e.i64(k))) for k in range(len(MOVE)))
+        address = b.add(_number(e, b.inttoptr(bases, POINTER), base), offset)
+        b.store(address, b.inttoptr(place, POINTER), align=8)
+    start = b.add(start, b.mul(moves, e.i64(len(MOVE))))
+    with e.loop(e.i64(0), tasks) as which:
+        here = b.add(start, b.mul(which, e.i64(len(TASK))))
+        function, given = (_number(e, script, b.add(here, e.i64(k))) for k in range(len(TASK)))
+        b.call(Callee(b.inttoptr(function, POINTER), _TASK), [b.inttoptr(given, POINTER)])
+    b.ret(ir.Constant(I32, 0))
+
+
+def _begin(module: ir.Module, name: str) -> tuple[Emitter, Value]:
+    """A function of numbers, and their address."""
+    function = ir.Function(module, _TASK, name)
+    builder = ir.IRBuilder(function.append_basic_block("entry"))
+    return Emitter(module, builder, Lanes(False)), function.args[0]
+
+
+def _number(e: Emitter, base: Value, place: Value) -> Value:
+    return e.load(e.b.gep(base, [place], source_etype=I64), I64, 8)
 
 
 def _emit_member(module: ir.Module) -> ir.Function:

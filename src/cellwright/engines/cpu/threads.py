@@ -10,7 +10,7 @@ from __future__ import annotations
 import ctypes
 import os
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache, partial
@@ -69,6 +69,9 @@ class _Runtime:
     together: int
     alone: int
     is_changed: int
+    copy: int
+    clear: int
+    script: int
 
 
 @lru_cache(maxsize=4)
@@ -83,7 +86,7 @@ def _runtime(limit: str) -> _Runtime:
         )
     code = jit.compile_ir(starting.runtime_module(), limit)
     jit.bind_symbols({name: code.address(name) for name in (BARRIER, WAIT)})
-    names = ("together", "alone", "is_changed")
+    names = ("together", "alone", "is_changed", "copy", "clear", "script")
     return _Runtime(code, *[code.address(f"cellwright_{name}") for name in names])
 
 
@@ -197,6 +200,73 @@ class Prepared:
         _team_was_used = True
         self._job[JOB.index("team")] = team
         return self._together(self._place)
+
+
+@dataclass(frozen=True)
+class Task:
+    """Something that a script does.
+
+    Attributes:
+        arguments: of a loop, with what follows them; or numbers, as ``kind`` wants them.
+        kind: "run" for a loop, else "copy" or "clear", see :mod:`.starting`.
+        address, rows, how, team: of a loop, as for :func:`launch`.
+        brief: as of a :class:`Launch`.
+    """
+
+    arguments: ctypes.Array[ctypes.c_int64]
+    kind: str = "run"
+    address: int = 0
+    rows: int = 0
+    how: int = ROWS
+    team: int = 1
+    brief: bool = True
+
+
+class Script:
+    """Tasks one after the other, in a single call.
+
+    Args:
+        tasks: their arguments are filled anew at every run where addresses move.
+        moves: of the tasks' arguments: the address of one, the number of its base, the distance.
+        bases: how many there are.
+
+    Attributes:
+        bases: addresses, to be set before each run.
+        run: does everything.
+    """
+
+    def __init__(
+        self, tasks: Sequence[Task], moves: Sequence[tuple[int, int, int]], bases: int
+    ):
+        runtime = _runtime(jit.features_limit())
+        self.bases = (ctypes.c_int64 * bases)()
+        self._held: list[object] = [*tasks]
+        numbers = [ctypes.addressof(self.bases), len(moves), len(tasks)]
+        numbers += [number for move in moves for number in move]
+        for each in tasks:
+            place = ctypes.addressof(each.arguments)
+            if each.kind == "run":
+                job = (each.address, place, each.rows, each.how, each.team, 0)
+                held = (ctypes.c_int64 * len(JOB))(*job)
+                self._held.append(held)
+                start = runtime.together if each.team > 1 else runtime.alone
+                numbers += [start, ctypes.addressof(held)]
+            else:
+                numbers += [getattr(runtime, each.kind), place]
+        self._numbers = (ctypes.c_int64 * len(numbers))(*numbers)
+        if any(each.team > 1 for each in tasks):
+            global _team_was_used
+            _team_was_used = True
+        brief = all(each.brief and each.team == 1 for each in tasks)
+        kind = _BRIEF_JOB if brief else _JOB
+        self.run: Callable[[], int] = partial(
+            kind(runtime.script), ctypes.addressof(self._numbers)
+        )
+
+
+def share_scripts() -> bool:
+    """Whether a script may have loops on several threads: those of OpenMP."""
+    return _openmp() is not None
 
 
 def _run_on_pool(run: Any, arguments: int, rows: int, how: int, threads: int) -> None:
