@@ -167,7 +167,7 @@ class CellLayer(RecurrentStack):
         trace: bool = False,
     ) -> Any:
         """Run over whole sequences: ``y, state`` or, with ``trace=True``, ``y, state, trace``."""
-        if not (is_grad_enabled() or is_compiling() or trace):
+        if not (is_compiling() or trace):
             taken = self._quickly(x, state) if lengths is None and reset is None else None
             if taken is not None:
                 return taken
@@ -206,7 +206,7 @@ class CellLayer(RecurrentStack):
         return (output, after, traced) if trace else (output, after)
 
     def _quickly(self, x: Any, state: Any) -> Any:
-        """The result without a gradient; None where there is no quick road."""
+        """The result; None where there is no quick road."""
         if state is None:
             taken = None if self.learn_initial_state else self.quick_sequence(x, ())
         else:

@@ -1,4 +1,4 @@
-"""The quick road of whole sequences that come again and want no gradients.
+"""The quick road of whole sequences that come again, with gradients or without.
 
 What the ordinary road finds out about a call (which engine, which signature, that the tensors fit)
 is found out once, and holds as long as nothing changes that it follows from. Weights are read anew
@@ -10,10 +10,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING
 
-from torch import Tensor
+from torch import Tensor, is_grad_enabled
 from torch.autograd import forward_ad
 
-from cellwright.engines import choice
+from cellwright.engines import choice, direct
 from cellwright.engines.protocol import Call
 from cellwright.nn.state import zeros
 from cellwright.nn.stepping import are_plain, comparison
@@ -48,7 +48,10 @@ def prepare(layer: RecurrentStack, x: Tensor, states: Sequence[Tensor]) -> Whole
         return None
     like, turned = weights[0], layer.batch_first
     shapes = [(1, rows, size) for size in layer.state_sizes][: len(states)]
+    keep = is_grad_enabled()
     given = [x, *states]
+    if keep and not any(each.requires_grad for each in [*given, *weights]):
+        return None
     if not are_plain(given, [(*x.shape[:2], layer.input_size), *shapes], like.dtype):
         return None
     signature = layer.signature(0, lengths=False, reset=False, trace=False)
@@ -57,8 +60,10 @@ def prepare(layer: RecurrentStack, x: Tensor, states: Sequence[Tensor]) -> Whole
         return None
     remembered = [*layer.parameters(recurse=False)]
     before = [each[0] for each in zeros(layer.state_sizes, (1, rows), (), like)]
-    alike, asked_for, forward = comparison(given), choice.asked_for, engine.forward
+    alike, asked_for = comparison(given), choice.asked_for
     weights_of = layer.read_weights
+    if keep and not direct.is_possible(Call(signature, x, [*states], weights, (), False)):
+        return None
 
     def run(
         x: Tensor, states: Sequence[Tensor], parameters: Iterable[Tensor | None]
@@ -78,7 +83,7 @@ def prepare(layer: RecurrentStack, x: Tensor, states: Sequence[Tensor]) -> Whole
             (),
             False,
         )
-        result = forward(call, keep=False)
+        result = direct.run(call, engine, keep=keep)
         output = result.output.transpose(0, 1) if turned else result.output
         return output, [each.unsqueeze(0) for each in result.states]
 

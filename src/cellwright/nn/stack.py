@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from threading import get_ident
 from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor, is_grad_enabled, nn
 
 from cellwright.engines import (
     Call,
@@ -286,15 +286,17 @@ class RecurrentStack(nn.Module):
     def quick_sequence(self, x: Any, states: Sequence[Any]) -> tuple[Tensor, list[Tensor]] | None:
         """Output and states after a sequence; None where there is no quick road.
 
-        No gradient is wanted, and nothing is being compiled.
+        Nothing is being compiled.
 
         Args:
             x, states: as given, not checked; no states for zeros.
         """
         if type(x) is not Tensor or x.dim() != 3:
             return None
-        mapped = transforms.are_active()
-        kind = get_ident(), x.shape, len(states), mapped
+        mapped, keep = transforms.are_active(), is_grad_enabled()
+        if mapped and keep:
+            return None
+        kind = get_ident(), x.shape, len(states), mapped, keep
         prepared = self._wholes.get(kind)
         if prepared is not None and not (self.training and self.draws()):
             taken = prepared(x, states, self._parameters.values())

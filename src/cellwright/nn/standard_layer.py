@@ -107,7 +107,7 @@ class StandardLayer(StandardStack):
         trace: bool = False,
     ) -> Any:
         """Run over whole sequences: ``output, hx``, and a third result with ``trace=True``."""
-        if not (is_grad_enabled() or is_compiling() or trace):
+        if not (is_compiling() or trace):
             taken = self._quickly(input, hx) if lengths is None and reset is None else None
             if taken is not None:
                 return taken
@@ -152,7 +152,7 @@ class StandardLayer(StandardStack):
         return (output, after, traced) if trace else (output, after)
 
     def _quickly(self, x: Any, hx: Any) -> Any:
-        """The result without a gradient; None where there is no quick road."""
+        """The result; None where there is no quick road."""
         if self._autocast() is not None:
             return None
         single = len(self._state_names) == 1
@@ -161,7 +161,12 @@ class StandardLayer(StandardStack):
             taken = self.quick_sequence(x, ())
         elif type(hx) is not Tensor if single else type(hx) is not tuple or len(hx) != 2:
             return None
-        elif type(x) is Tensor and x.dim() == 3 and x.shape[1 if self.batch_first else 0] == 1:
+        elif (
+            type(x) is Tensor
+            and x.dim() == 3
+            and x.shape[1 if self.batch_first else 0] == 1
+            and not is_grad_enabled()
+        ):
             taken = self.quick_step(x, (hx,) if single else hx, x.shape[:2])
         else:
             taken = self.quick_sequence(x, (hx,) if single else hx)
