@@ -7,6 +7,7 @@ the recurrence. Ordinary calls on ordinary tensors go from autograd straight to 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -34,10 +35,9 @@ def run(call: Call, engine: Engine, *, keep: bool) -> Result:
     if not keep:
         with own_precision(call.x):
             return _forward(call, engine, keep=False)
-    ready = None if _are_stored() else engine.training(call)
+    ready = training(call, engine)
     if ready is not None:
-        tensors = call.x, *call.states, *call.weights
-        output, *after = _Again.apply(ready, call, engine, *tensors)
+        output, *after = again(ready, call.x, *call.states, *call.weights)
         return Result(output, after, [], [])
     outputs = _Recurrence.apply(call, engine, call.x, *call.states, *call.weights)
     states, trace = len(call.states), len(call.signature.plan.forward.trace)
@@ -85,47 +85,58 @@ class _Recurrence(torch.autograd.Function):
         return None, None, result.x, *result.states, *result.weights
 
 
+def training(call: Call, engine: Engine, *, stacked: bool = False) -> Training | None:
+    """Calls like this one, where the engine has them ready; see :meth:`Engine.training`."""
+    return None if are_stored() else engine.training(call, stacked=stacked)
+
+
 class _Again(torch.autograd.Function):
     """The same for calls that the engine has ready, with less around it."""
 
     @staticmethod
-    def forward(
-        ctx: Any, ready: Training, call: Call, engine: Engine, *tensors: Tensor
-    ) -> tuple[Tensor, ...]:
+    def forward(ctx: Any, ready: Training, *tensors: Tensor) -> tuple[Tensor, ...]:
         *results, kept = ready.forward(tensors)
         ctx.set_materialize_grads(False)
-        ctx.ready, ctx.engine, ctx.states = ready, engine, len(call.states)
-        ctx.signature, ctx.reverse = call.signature, call.reverse
+        ctx.ready = ready
         ctx.save_for_backward(*tensors, kept)
         return tuple(results)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
-        saved, needed = ctx.saved_tensors, ctx.needs_input_grad[3:]
-        ready, weights_from = ctx.ready, 1 + ctx.states
-        need_x, need_weights = needed[0], any(needed[weights_from:])
+        ready, saved, needed = ctx.ready, ctx.saved_tensors, ctx.needs_input_grad
         if not ready.holds() or torch.is_grad_enabled() or _is_watched():
-            return None, None, None, *_as_usual(ctx, saved, gradients)
-        found: list[Tensor | None]
-        found = ready.backward(saved, gradients, need_x=need_x, need_weights=need_weights)
-        found = found if need_x else [None, *found]
-        return None, None, None, *found, *[None] * (len(needed) - len(found))
+            return None, *_as_usual(ready, saved, gradients, needed[1])
+        return None, *ready.backward(saved, gradients, needed[1:])
+
+
+again = super(torch.autograd.Function, _Again).apply
+"""``again(ready, x, *states, *weights)``: output and states after the last step.
+
+What ``_Again.apply`` does besides is for the transforms of torch.func, which do not come here.
+"""
 
 
 def _as_usual(
-    ctx: Any, saved: Sequence[Tensor], gradients: Sequence[Tensor | None]
+    ready: Training, saved: Sequence[Tensor], gradients: Sequence[Tensor | None], need_x: bool
 ) -> list[Tensor | None]:
     """The gradients by the engine's own backward pass, or by the operator."""
-    ready, engine = ctx.ready, ctx.engine
-    (x,), states, weights, (block,) = split(saved, [1, ctx.states, len(saved) - ctx.states - 2, 1])
-    call = Call(ctx.signature, x, states, weights, (), ctx.reverse)
-    kept, cotangents = ready.apart(block), arriving(gradients, ready.like, ctx.states)
-    need_x = ctx.needs_input_grad[3]
+    call, engine, *tensors = ready.call, ready.engine, *saved
+    counts = [1, len(call.states), len(call.weights), 1]
+    (x,), states, weights, (block,) = split(tensors, counts)
+    cotangents = arriving(gradients, ready.like, counts[1])
+    if ready.stacked:
+        states = [each[0] for each in states]
+        cotangents = replace(cotangents, states=[each[0] for each in cotangents.states])
+    call, kept = replace(call, x=x, states=states, weights=weights), ready.apart(block)
     if torch.is_grad_enabled():
-        return differentiable_gradient(call, kept, cotangents, need_x, engine)
-    with own_precision(x):
-        result = engine.backward(call, kept, cotangents, need_x=need_x)
-    return [result.x, *result.states, *result.weights]
+        d_x, *found = differentiable_gradient(call, kept, cotangents, need_x, engine)
+    else:
+        with own_precision(x):
+            result = engine.backward(call, kept, cotangents, need_x=need_x)
+        d_x, found = result.x, [*result.states, *result.weights]
+    if ready.stacked:
+        found[: counts[1]] = [each.unsqueeze(0) for each in found[: counts[1]]]
+    return [d_x, *found]
 
 
 def _is_watched() -> bool:
@@ -140,7 +151,7 @@ def _is_watched() -> bool:
 _storing = getattr(torch._C._autograd, "_top_saved_tensors_default_hooks", None)
 
 
-def _are_stored() -> bool:
+def are_stored() -> bool:
     """Whether somebody else stores what autograd saves."""
     return _storing is None or _storing(False) is not None
 

@@ -157,8 +157,13 @@ class Engine(Protocol):
     ) -> Gradients:
         """Run the gradient loop."""
 
-    def training(self, call: Call) -> Training | None:
-        """Both passes of calls like this one, made ready; None where they are not."""
+    def training(self, call: Call, *, stacked: bool) -> Training | None:
+        """Both passes of calls like this one, made ready; None where they are not.
+
+        Args:
+            call: it.
+            stacked: states are (1, B, size), before and after, and their gradients too.
+        """
         return None
 
     def side_by_side(self, signature: Signature, x: Tensor) -> SideBySide | None:
@@ -209,9 +214,15 @@ class Training(Protocol):
     What a forward pass keeps is one tensor, for the backward pass alone.
 
     Attributes:
+        call: one of the calls, of tensors with nothing in them.
+        engine: whose passes they are.
+        stacked: as for :meth:`Engine.training`.
         like: shape, dtype and device of the output and of the states after the last step.
     """
 
+    call: Call
+    engine: Engine
+    stacked: bool
     like: Sequence[tuple[Any, ...]]
 
     def holds(self) -> bool:
@@ -228,16 +239,14 @@ class Training(Protocol):
         self,
         tensors: Sequence[Tensor],
         arriving: Sequence[Tensor | None],
-        *,
-        need_x: bool,
-        need_weights: bool,
-    ) -> list[Tensor]:
-        """Gradients: of x, if asked for, of the states, of the weights, if asked for.
+        needed: Sequence[bool],
+    ) -> list[Tensor | None]:
+        """Gradients of x, states and weights.
 
         Args:
             tensors: x, states and weights of a call, then what its forward pass has kept.
             arriving: gradients of the loss with respect to output and states; None for zeros.
-            need_x, need_weights: what is asked for.
+            needed: which gradients are asked for.
         """
 
     def apart(self, kept: Tensor) -> list[Tensor]:

@@ -81,10 +81,10 @@ class CpuEngine(Engine):
         finally:
             memory.release()
 
-    def training(self, call: Call) -> training.Training | None:
-        """Calls like this one, if they have been made ready."""
+    def training(self, call: Call, *, stacked: bool) -> training.Training | None:
+        """Calls like this one, where they come again."""
         try:
-            return training.ready(call)
+            return training.ready(call, self, stacked)
         finally:
             memory.release()
 

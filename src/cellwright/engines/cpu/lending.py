@@ -66,7 +66,10 @@ class Lender:
 
     def take(self, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
         """A contiguous tensor with anything in it."""
-        return self.take_together([(shape, dtype)])[0]
+        size = math.prod(shape) * dtype.itemsize
+        if size < FROM:
+            return empty(shape, dtype)
+        return self._part(_Block(self._piece(size), []), 0, size, shape, dtype)
 
     def take_together(self, kinds: Sequence[tuple[tuple[int, ...], torch.dtype]]) -> list[Tensor]:
         """Such tensors of these shapes and dtypes, in one piece of memory that comes back whole."""
@@ -77,14 +80,16 @@ class Lender:
         if not begins[-1]:
             return [empty(shape, dtype) for shape, dtype in kinds]
         size = begins[-1] - APART if len(kinds) > 1 else sizes[0]
-        whole = self._find(size)
-        if whole is None:
-            whole = empty((size,), torch.uint8).numpy()
-        block = _Block(whole, [None] * (sum(lent) - 1))
+        block = _Block(self._piece(size), [None] * (sum(lent) - 1))
         return [
             self._part(block, begin, n, shape, dtype) if own else empty(shape, dtype)
             for begin, n, own, (shape, dtype) in zip(begins, sizes, lent, kinds, strict=False)
         ]
+
+    def _piece(self, size: int) -> Bytes:
+        """A piece of memory that waits, or a new one."""
+        found = self._find(size)
+        return empty((size,), torch.uint8).numpy() if found is None else found
 
     def _part(
         self, block: _Block, begin: int, size: int, shape: tuple[int, ...], dtype: torch.dtype

@@ -65,11 +65,8 @@ def _plain_empty(shape: Sequence[int], strides: Sequence[int], dtype: torch.dtyp
     return torch.empty_strided(shape, strides, dtype=dtype)
 
 
-Maker = Callable[[Sequence[int], Sequence[int], torch.dtype], torch.Tensor]
-"""Makes a tensor of that shape, strides and dtype, with anything in it."""
-
 # What compiled programs of torch allocate with: the same, with less of Python around it.
-quick_empty: Maker = getattr(
+quick_empty: Callable[..., torch.Tensor] = getattr(
     getattr(getattr(torch._C, "_dynamo", None), "guards", None), "_empty_strided_cpu", _plain_empty
 )
 """``quick_empty(shape, strides, dtype)``: a tensor with anything in it."""

@@ -12,15 +12,15 @@ from __future__ import annotations
 import ctypes
 import math
 from bisect import bisect_right
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from itertools import accumulate
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
 
-from cellwright.engines.cpu import pages, threads
-from cellwright.engines.cpu.lending import APART, lender
+from cellwright.engines.cpu import lending, pages, threads
 from cellwright.engines.cpu.memory import memory
 from cellwright.engines.cpu.runtime import Addresses, Compiled
 from cellwright.engines.cpu.slots import Packed, Slots
@@ -69,6 +69,13 @@ class StandIns:
         self._numbers.insert(place, (end, len(self.tensors)))
         self.tensors.append(made)
         self._held.append(whole)
+        return made
+
+    def copy(self) -> StandIns:
+        """The same ones, to which others can be added."""
+        made = StandIns()
+        for own, each in zip(vars(made).values(), vars(self).values(), strict=True):
+            own.extend(each)
         return made
 
     def find(self, number: int) -> tuple[int, int] | None:
@@ -123,7 +130,7 @@ class Recorded(Slots):
         rows = (self.steps, self.rows)
         kinds = [((*rows, self.sizes[n.size]), self.dtype_of(n)) for n in nodes.values()]
         sizes = [math.prod(shape) * dtype.itemsize for shape, dtype in kinds]
-        begins = [0, *accumulate(-(-n // APART) * APART + APART for n in sizes)]
+        begins = [0, *accumulate(-(-n // lending.APART) * lending.APART + lending.APART for n in sizes)]
         self.block = self.empty((begins[-1] // self.width,))
         self.parts = [
             Part(begin, n, *kind) for begin, n, kind in zip(begins, sizes, kinds, strict=False)
@@ -168,12 +175,16 @@ class Recording:
 
     Args:
         slots: of the pass.
-        given: how many of the stand-ins are for tensors of a call.
+        given: stand-ins for the tensors of a call, which come first.
         results: the pass's.
+        shapes: that they will have.
     """
 
-    def __init__(self, slots: Recorded, given: int, results: Sequence[Tensor]):
-        tensors = slots.stand_ins.tensors
+    def __init__(
+        self, slots: Recorded, given: StandIns, results: Sequence[Tensor],
+        shapes: Sequence[Sequence[int]],
+    ):  # fmt: skip
+        tensors, first = slots.stand_ins.tensors, len(given.tensors)
         moves = []
         for task in slots.tasks:
             place = ctypes.addressof(task.arguments)
@@ -181,14 +192,17 @@ class Recording:
                 found = slots.stand_ins.find(value)
                 if found is not None:
                     moves.append((place + 8 * number, *found))
-        self._script = threads.Script(slots.tasks, moves, len(tensors))
-        self._held = slots.kernels
-        self._kinds = [
-            (tuple(each.shape), each.stride(), each.dtype, _maker(each, lent=each is slots.block))
-            for each in tensors[given:]
+        script = threads.Script(slots.tasks, moves, len(tensors))
+        self._bases, self._run = script.bases, script.run
+        self._held = slots.kernels, script
+        shape_of = {id(each): shape for each, shape in zip(results, shapes, strict=True)}
+        self._makers = [
+            _maker(each, shape_of.get(id(each), each.shape), lent=each is slots.block)
+            for each in tensors[first:]
         ]
-        order = {id(each): number for number, each in enumerate(tensors[given:])}
-        self._results = [order[id(each)] for each in results]
+        order = {id(each): number for number, each in enumerate(tensors[first:])}
+        places = [order[id(each)] for each in results]
+        self._places = None if places == [*range(len(self._makers))] else places
         self._version = memory.version
 
     @property
@@ -197,21 +211,22 @@ class Recording:
         return self._version == memory.version
 
     def run(self, given: Sequence[Tensor]) -> list[Tensor]:
-        """The results for these tensors, which are contiguous."""
-        made = [make(shape, strides, dtype) for shape, strides, dtype, make in self._kinds]
-        script = self._script
-        script.bases[:] = [each.data_ptr() for each in (*given, *made)]
-        script.run()
-        return [made[number] for number in self._results]
+        """The results for these tensors."""
+        whole = [each if each.is_contiguous() else each.contiguous() for each in given]
+        made = [make() for make in self._makers]
+        self._bases[:] = [*map(Tensor.data_ptr, whole), *map(Tensor.data_ptr, made)]
+        self._run()
+        return made if self._places is None else [made[number] for number in self._places]
 
 
-def _maker(like: Tensor, *, lent: bool) -> pages.Maker:
-    """What makes tensors like this one."""
-    if lent:
-        return lambda shape, strides, dtype: lender.take(shape, dtype)
+def _maker(like: Tensor, shape: Sequence[int], *, lent: bool) -> Callable[[], Tensor]:
+    """What makes tensors like this one, with that shape."""
+    if lent and like.nbytes >= lending.FROM:
+        return partial(lending.lender.take, tuple(shape), like.dtype)
     if like.nbytes >= pages.FROM:
-        return lambda shape, strides, dtype: pages.empty(shape, dtype)
-    return pages.quick_empty
+        return partial(pages.empty, tuple(shape), like.dtype)
+    strides = like.view(tuple(shape)).stride()
+    return partial(pages.quick_empty, tuple(shape), strides, like.dtype)
 
 
 def taken_apart(block: Tensor, parts: Sequence[Part]) -> list[Tensor]:

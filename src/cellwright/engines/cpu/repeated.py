@@ -84,14 +84,15 @@ def ready_members(call: Call, make: Callable[[Call], Run | None]) -> Run | None:
     return found
 
 
-def ready_training(call: Call, make: Callable[[Call], T | None]) -> T | None:
+def ready_training(call: Call, stacked: bool, make: Callable[[Call], T | None]) -> T | None:
     """The same for calls that gradients are wanted of.
 
     Args:
         call: it.
+        stacked: what else the way depends on.
         make: makes the way.
     """
-    found: T | None = _find(call, (call.reverse, "training"), make, call)
+    found: T | None = _find(call, (call.reverse, stacked, "training"), make, call)
     return found
 
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from threading import get_ident
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,20 +14,20 @@ from cellwright.engines.cpu.backward_pass import BackwardPass
 from cellwright.engines.cpu.forward_pass import ForwardPass
 from cellwright.engines.cpu.kernels import Kernels, kernels
 from cellwright.engines.cpu.memory import memory
-from cellwright.engines.cpu.recorded import Part, Recorded, Recording, StandIns, taken_apart
+from cellwright.engines.cpu.recorded import Recorded, Recording, StandIns, taken_apart
 from cellwright.engines.cpu.turns import complete
-from cellwright.engines.protocol import Call, Cotangents
+from cellwright.engines.protocol import Call, Cotangents, Engine
 
 LARGEST = 1 << 28
-"""Bytes of what a call keeps up to which it is worth while."""
+"""Bytes that a call keeps up to which it is worth while."""
 
 
-def ready(call: Call) -> Training | None:
+def ready(call: Call, engine: Engine, stacked: bool) -> Training | None:
     """Calls like this one, if they are ready or are made so now."""
-    return repeated.ready_training(call, _make)
+    return repeated.ready_training(call, stacked, partial(_make, engine=engine, stacked=stacked))
 
 
-def _make(call: Call) -> Training | None:
+def _make(call: Call, engine: Engine, stacked: bool) -> Training | None:
     plan, options = call.signature.plan, call.signature.options
     if plan.graph.streams or plan.forward.once or plan.forward.trace or options.save != "gates":
         return None
@@ -36,8 +36,8 @@ def _make(call: Call) -> Training | None:
     made = kernels(call.signature.text, call.x.dtype == torch.float64, jit.features_limit())
     if not all(_is_plain(made, need_x) for need_x in (False, True)):
         return None
-    found = Training(call, made)
-    return found if found.is_possible() else None
+    found = Training(call, engine, stacked)
+    return None if memory.is_large or found.kept_bytes > LARGEST else found
 
 
 def _is_plain(made: Kernels, need_x: bool) -> bool:
@@ -54,101 +54,87 @@ class Training:
 
     Args:
         call: one of them.
-        made: its kernels.
+        engine: whose passes they are.
+        stacked: states have an axis of length one in front.
 
     Attributes:
-        parts: the arrays in the block that a forward pass keeps.
+        call: of stand-ins for the tensors.
+        like: shape, dtype and device of output and states.
+        kept_bytes: of the block that a forward pass keeps.
     """
 
-    def __init__(self, call: Call, made: Kernels):
-        self.signature, self.reverse = call.signature, call.reverse
-        self.parts: list[Part] = []
-        self._made = made  # stays with the programs
-        self._dtype, self._shapes = call.x.dtype, [
-            call.x.shape, *[each.shape[-2:] for each in call.states],
-            *[each.shape for each in call.weights],
-        ]  # fmt: skip
-        self._count = len(call.states)
-        self._kind = get_ident(), threads.count(), jit.features_limit()
+    def __init__(self, call: Call, engine: Engine, stacked: bool):
+        self.engine, self.stacked = engine, stacked
+        self._place = get_ident(), threads.count(), jit.features_limit()
+        self._given = StandIns()
+        stand_in = partial(self._given.add, dtype=call.x.dtype)
+        self.call = Call(
+            call.signature, stand_in(call.x.shape),
+            [stand_in(each.shape[-2:]) for each in call.states],
+            [stand_in(each.shape) for each in call.weights], (), call.reverse,
+        )  # fmt: skip
         self._forward = self._record_forward()
         self._backward: dict[tuple[bool, bool], Recording] = {}
-        self._zeros = [torch.zeros(each.shape[-2:], dtype=self._dtype) for each in call.states]
-
-    @property
-    def like(self) -> list[tuple[Any, ...]]:
-        """Shape, dtype and device of output and states."""
-        shapes = [self._output, *self._shapes[1 : 1 + self._count]]
-        return [(shape, self._dtype, torch.device("cpu")) for shape in shapes]
-
-    def apart(self, kept: Tensor) -> list[Tensor]:
-        """What a forward pass has kept, as a :class:`Result` has it."""
-        return taken_apart(_whole(kept), self.parts)
-
-    def is_possible(self) -> bool:
-        """Whether all working memory stays, and what is kept is no more than it should be."""
-        return not memory.is_large and self._kept <= LARGEST
+        self._zeros = [torch.zeros(shape, dtype=dtype) for shape, dtype, _ in self.like]
+        self._weights_from = 1 + len(call.states)
 
     def holds(self) -> bool:
         """Whether a pass may be carried out here and now."""
-        return self._kind == (get_ident(), threads.count(), jit.features_limit())
+        return self._place == (get_ident(), threads.count(), jit.features_limit())
 
     def forward(self, tensors: Sequence[Tensor]) -> list[Tensor]:
         """Output, states and, in one piece, what is kept, of x, states and weights."""
         if not self._forward.holds:
             self._forward = self._record_forward()
-        return self._forward.run([*map(_whole, tensors)])
+        return self._forward.run(tensors)
 
     def backward(
-        self, tensors: Sequence[Tensor], arriving: Sequence[Tensor | None], *, need_x: bool,
-        need_weights: bool,
-    ) -> list[Tensor]:  # fmt: skip
-        """Gradients: of x, if asked for, of the states, of the weights, if asked for.
+        self, tensors: Sequence[Tensor], arriving: Sequence[Tensor | None], needed: Sequence[bool]
+    ) -> list[Tensor | None]:
+        """Gradients of x, states and weights; None where a gradient is not asked for.
 
         Args:
             tensors: x, states and weights, then what the forward pass has kept.
             arriving: gradients of its results; None for zeros.
-            need_x, need_weights: what is asked for.
+            needed: which are asked for.
         """
-        key = need_x, need_weights
-        recording = self._backward.get(key)
+        kind = needed[0], any(needed[self._weights_from :])
+        recording = self._backward.get(kind)
         if recording is None or not recording.holds:
-            recording = self._backward[key] = self._record_backward(*key)
-        output, *states = arriving
-        if output is None:
-            output = torch.zeros(self._output, dtype=self._dtype)
+            recording = self._backward[kind] = self._record_backward(*kind)
         others = [
-            zero if each is None else each for each, zero in zip(states, self._zeros, strict=True)
+            zero if each is None else each for each, zero in zip(arriving, self._zeros, strict=True)
         ]
-        return recording.run([*map(_whole, tensors), _whole(output), *map(_whole, others)])
+        found: list[Tensor | None] = [*recording.run([*tensors, *others])]
+        if not kind[0]:
+            found.insert(0, None)
+        return found if kind[1] else found + [None] * len(self.call.weights)
 
-    def _call(self, stand_ins: StandIns) -> Call:
-        x, *others = [stand_ins.add(shape, self._dtype) for shape in self._shapes]
-        states, weights = others[: self._count], others[self._count :]
-        return Call(self.signature, x, states, weights, (), self.reverse)
+    def apart(self, kept: Tensor) -> list[Tensor]:
+        """What a forward pass has kept, as a :class:`Result` has it."""
+        return taken_apart(kept.contiguous(), self._parts)
 
     def _record_forward(self) -> Recording:
-        stand_ins = StandIns()
-        slots = Recorded(self._call(stand_ins), stand_ins)
-        given = len(stand_ins.tensors)
-        result = complete(ForwardPass(slots, keep=True).turns())
-        assert slots.block is not None
-        self.parts, self._kept = slots.parts, slots.block.nbytes
-        self._block, self._output = slots.block.shape, result.output.shape
-        return Recording(slots, given, [result.output, *result.states, slots.block])
+        slots = Recorded(self.call, self._given.copy())
+        found = complete(ForwardPass(slots, keep=True).turns())
+        block = slots.block
+        assert block is not None
+        self._parts, self._block, self.kept_bytes = slots.parts, block.shape, block.nbytes
+        front = (1,) if self.stacked else ()
+        results = [found.output, *found.states]
+        shapes = [found.output.shape, *[(*front, *each.shape) for each in found.states]]
+        self.like = [(tuple(shape), block.dtype, block.device) for shape in shapes]
+        return Recording(slots, self._given, [*results, block], [*shapes, block.shape])
 
     def _record_backward(self, need_x: bool, need_weights: bool) -> Recording:
-        stand_ins = StandIns()
-        call = self._call(stand_ins)
-        kept = taken_apart(stand_ins.add(self._block, self._dtype), self.parts)
-        shapes = [self._output, *self._shapes[1 : 1 + self._count]]
-        output, *states = [stand_ins.add(shape, self._dtype) for shape in shapes]
-        given = len(stand_ins.tensors)
-        slots = Recorded(call, stand_ins)
+        call, given = self.call, self._given.copy()
+        kept = taken_apart(given.add(self._block, call.x.dtype), self._parts)
+        shapes = [self.like[0][0], *[each.shape for each in call.states]]
+        output, *states = [given.add(shape, call.x.dtype) for shape in shapes]
+        slots = Recorded(call, given.copy())
         needs = {"need_x": need_x, "need_weights": need_weights}
         found = complete(BackwardPass(slots, kept, Cotangents(output, states, []), **needs).turns())
         x = [] if found.x is None else [found.x]
-        return Recording(slots, given, [*x, *found.states, *found.weights])
-
-
-def _whole(tensor: Tensor) -> Tensor:
-    return tensor if tensor.is_contiguous() else tensor.contiguous()
+        before = [shape for shape, *_ in self.like[1:]]
+        shapes = [*[each.shape for each in x], *before, *[each.shape for each in found.weights]]
+        return Recording(slots, given, [*x, *found.states, *found.weights], shapes)
