@@ -135,15 +135,16 @@ def _as_usual(
             result = engine.backward(call, kept, cotangents, need_x=need_x)
         d_x, found = result.x, [*result.states, *result.weights]
     if ready.stacked:
-        found[: counts[1]] = [each.unsqueeze(0) for each in found[: counts[1]]]
+        found = [
+            each.unsqueeze(0) if number < counts[1] and each is not None else each
+            for number, each in enumerate(found)
+        ]
     return [d_x, *found]
 
 
 def _is_watched() -> bool:
     """Whether something sees or changes every operation of torch."""
-    return bool(
-        torch._C._are_functorch_transforms_active() or torch._C._len_torch_dispatch_stack()
-    )
+    return bool(torch._C._are_functorch_transforms_active() or torch._C._len_torch_dispatch_stack())
 
 
 # What is kept is one tensor where a call is ready and several where it is not. Whoever is given

@@ -26,7 +26,15 @@ from cellwright.engines.cpu.slots import Slots
 from cellwright.engines.cpu.spatial_kernels import BACKEND
 from cellwright.engines.cpu.streaming import Stream
 from cellwright.engines.cpu.turns import complete
-from cellwright.engines.protocol import Call, Cotangents, Engine, Gradients, Result, SideBySide
+from cellwright.engines.protocol import (
+    Call,
+    Cotangents,
+    Engine,
+    Gradients,
+    Result,
+    SideBySide,
+    Training,
+)
 from cellwright.engines.signature import Signature
 
 
@@ -81,7 +89,7 @@ class CpuEngine(Engine):
         finally:
             memory.release()
 
-    def training(self, call: Call, *, stacked: bool) -> training.Training | None:
+    def training(self, call: Call, *, stacked: bool) -> Training | None:
         """Calls like this one, where they come again."""
         try:
             return training.ready(call, self, stacked)

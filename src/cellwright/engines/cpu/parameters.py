@@ -28,8 +28,7 @@ class ParameterGradients:
         self._jobs = made.jobs(*how)
         self._sums, self._totals = made.sums(*how), made.total_sums(*how)
         self._of_turn = [
-            [slots.zeros(each.shape) for each in slots.weights]
-            for _ in range(turns(self._jobs))
+            [slots.zeros(each.shape) for each in slots.weights] for _ in range(turns(self._jobs))
         ]
         self._apart: list[tuple[Tensor, str]] = []
         self._place_sums(made.direct_sums(*how))

@@ -130,7 +130,7 @@ class Recorded(Slots):
         rows = (self.steps, self.rows)
         kinds = [((*rows, self.sizes[n.size]), self.dtype_of(n)) for n in nodes.values()]
         sizes = [math.prod(shape) * dtype.itemsize for shape, dtype in kinds]
-        begins = [0, *accumulate(-(-n // lending.APART) * lending.APART + lending.APART for n in sizes)]
+        begins = [0, *accumulate((-(-n // lending.APART) + 1) * lending.APART for n in sizes)]
         self.block = self.empty((begins[-1] // self.width,))
         self.parts = [
             Part(begin, n, *kind) for begin, n, kind in zip(begins, sizes, kinds, strict=False)

@@ -92,7 +92,9 @@ def ready_training(call: Call, stacked: bool, make: Callable[[Call], T | None]) 
         stacked: what else the way depends on.
         make: makes the way.
     """
-    found: T | None = _find(call, (call.reverse, stacked, "training"), make, call)
+    # A layer may hold weights that its signature does not read.
+    how = "training", call.reverse, stacked, len(call.weights)
+    found: T | None = _find(call, how, make, call)
     return found
 
 

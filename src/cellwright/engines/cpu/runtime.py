@@ -146,9 +146,7 @@ class Compiled:
         brief = rows * self.work * steps < ALONE_BELOW
         return threads.Task(own["arguments"], "run", self.address, rows, how, team, brief)
 
-    def task_of_sums(
-        self, at: Addresses, steps: int, rows: int, *, reverse: bool
-    ) -> threads.Task:
+    def task_of_sums(self, at: Addresses, steps: int, rows: int, *, reverse: bool) -> threads.Task:
         """As :meth:`run_sums`, as a task of a script."""
         own: dict[str, Any] = {}
         self._arguments(at, 0, steps, rows, reverse, False, own)

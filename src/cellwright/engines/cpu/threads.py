@@ -235,9 +235,7 @@ class Script:
         run: does everything.
     """
 
-    def __init__(
-        self, tasks: Sequence[Task], moves: Sequence[tuple[int, int, int]], bases: int
-    ):
+    def __init__(self, tasks: Sequence[Task], moves: Sequence[tuple[int, int, int]], bases: int):
         runtime = _runtime(jit.features_limit())
         self.bases = (ctypes.c_int64 * bases)()
         self._held: list[object] = [*tasks]
@@ -259,9 +257,7 @@ class Script:
             _team_was_used = True
         brief = all(each.brief and each.team == 1 for each in tasks)
         kind = _BRIEF_JOB if brief else _JOB
-        self.run: Callable[[], int] = partial(
-            kind(runtime.script), ctypes.addressof(self._numbers)
-        )
+        self.run: Callable[[], int] = partial(kind(runtime.script), ctypes.addressof(self._numbers))
 
 
 def share_scripts() -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import partial
 from threading import get_ident
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -65,6 +66,7 @@ class Training:
 
     def __init__(self, call: Call, engine: Engine, stacked: bool):
         self.engine, self.stacked = engine, stacked
+        self.like: Sequence[tuple[Any, ...]] = []
         self._place = get_ident(), threads.count(), jit.features_limit()
         self._given = StandIns()
         stand_in = partial(self._given.add, dtype=call.x.dtype)
