@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import math
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 from cellwright.engines.cpu.arrays import Array
@@ -65,6 +66,20 @@ def jobs(signature: Signature, outers: Iterable[tuple[Outer, Array, Array]]) -> 
         else:
             joined.append(job)
     return joined
+
+
+def fill(jobs: Iterable[Job], shapes: Sequence[Sequence[int]]) -> set[tuple[int, int]]:
+    """Which gradients consist of products alone: of which turn, and of which tensor.
+
+    Args:
+        jobs: of a signature.
+        shapes: of the tensors.
+    """
+    filled: dict[tuple[int, int], int] = {}
+    for job in jobs:
+        key = job.turn, job.tensor
+        filled[key] = filled.get(key, 0) + job.m * job.columns
+    return {key for key, count in filled.items() if count == math.prod(shapes[key[1]])}
 
 
 def _adjoin(first: Job, second: Job) -> bool:

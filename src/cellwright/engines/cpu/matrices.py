@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -30,7 +30,7 @@ class Product:
     def add(
         self, m: int, n: int, k: int, left: int, left_row: int, right: int, right_row: int,
         gradient: int, gradient_row: int, other: int = 0, other_from: int | None = None, *,
-        moves: Mapping[str, Stride] | None = None,
+        moves: Mapping[str, Stride] | None = None, adds: bool = True,
     ) -> None:  # fmt: skip
         """The m x n numbers at ``gradient`` += left.T @ right; see ``outer.emit_outer``.
 
@@ -38,7 +38,8 @@ class Product:
         one row to the next, which may lie before it; ``k`` is the number of rows of ``left`` and
         ``right``. From row ``other_from`` on, ``right`` goes on at ``other``. ``moves`` tells by
         the names of ``outer.OUTER_ARGUMENTS`` how addresses move in a population. What is added
-        to the same gradient again is summed behind what was added before.
+        to the same gradient again is summed behind what was added before; with ``adds=False`` the
+        sums begin at zero.
         """
         for name, move in (moves or {}).items():
             place = len(outer.HEAD) + len(self.values) + outer.OUTER_ARGUMENTS.index(name)
@@ -49,6 +50,7 @@ class Product:
         self.values += [
             m, n, k, left, left_row, right, right_row, gradient, gradient_row, other,
             k if other_from is None else other_from, self._before[gradient],
+            adds,
         ]  # fmt: skip
         self.work += m * n * k
 
@@ -102,6 +104,7 @@ def add_products(
     slots: Slots,
     gradients: Sequence[Sequence[Tensor]],
     rows: int,
+    beginning: Collection[tuple[int, int]] = (),
 ) -> None:
     """Add the jobs over all rows of the steps that were entered last to a list of products.
 
@@ -111,6 +114,7 @@ def add_products(
         slots: of the call.
         gradients: of the weight tensors, for each turn.
         rows: of all the steps.
+        beginning: turn and tensor of gradients in which anything may lie.
     """
     at, step_rows, reverse = slots.at, slots.rows, slots.reverse
     width = 8 if product.double else 4
@@ -141,6 +145,7 @@ def add_products(
                 right + skipped * right_row * width, right_row,
                 gradient, job.columns, other + beyond * right_row * width, own,
                 moves=slots.moves(job, total),
+                adds=skipped > 0 or (job.turn, job.tensor) not in beginning,
             )  # fmt: skip
 
 

@@ -28,12 +28,15 @@ HEAD = ("jobs", "places", "packed")
 of :func:`left_elements` elements of memory."""
 
 OUTER_ARGUMENTS = (
-    "m", "n", "k", "a", "a_k", "b", "b_k", "c", "c_row", "other", "other_from", "before"
+    "m", "n", "k", "a", "a_k", "b", "b_k", "c", "c_row", "other", "other_from", "before",
+    "adds",
 )  # fmt: skip
 
 
 def emit_outer(double: bool, bf16: bool = False) -> str:
     """``run``: for each of some jobs, C[m][n] += sum over k of A[k][m] * B[k][n].
+
+    Where a job does not add, its sums begin at zero, whatever lies in C.
 
     The gradients of matrices: k runs over steps and rows, from the last to the first if the
     strides are negative. B is packed here, block by block, into panels of 64 columns with zeros
@@ -120,6 +123,7 @@ def _emit_block(
     (m_from, m_to), (k_from, k_here) = m, k
     n_count, c_row = given["n"], given["c_row"]
     elements = bfloat.words_of(e, k_here) if bf16 else k_here
+    later = b.icmp_signed("!=", b.or_(k_from, given["adds"]), e.i64(0))
     done: Value = e.i64(0)
     for vectors, end in _panels(e, n_count):
         with e.loop(done, end, vectors * lanes.count) as n_from:
@@ -128,7 +132,7 @@ def _emit_block(
             product = partial(_rows_of_tiles, e, n_from=n_from, columns=columns,
                               elements=elements, left_k=left_k, c=b.inttoptr(given["c"], POINTER),
                               c_row=c_row, panel=panel, tile=tile, vectors=vectors,
-                              bf16=bf16)  # fmt: skip
+                              again=b.zext(later, I32), bf16=bf16)  # fmt: skip
             if bf16:
                 with e.loop(m_from, m_to, LEFT_ROWS) as block:
                     stop = _least(b, m_to, b.add(block, e.i64(LEFT_ROWS)))
@@ -237,12 +241,11 @@ def _pack_left(
 def _rows_of_tiles(
     e: Emitter, m_from: Value, m_to: Value, *, n_from: Value, columns: Value, elements: Value,
     left: Value, left_k: Value, c: Value, c_row: Value, panel: Value, tile: Value, vectors: int,
-    bf16: bool,
+    again: Value, bf16: bool,
 ) -> None:  # fmt: skip
-    """All rows m of one panel, in blocks of six and what is left."""
+    """All rows m of one panel, in blocks of six and what is left; ``again`` adds to C."""
     b, lanes = e.b, e.lanes
     width = vectors * lanes.count
-    again = ir.Constant(I32, 1)
     start: Value = m_from
     for rows in ROW_BLOCKS:
         stop = blocks_end(e, start, m_to, rows)

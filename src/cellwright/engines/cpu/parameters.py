@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from cellwright.engines.cpu import once
+from cellwright.engines.cpu.jobs import fill
 from cellwright.engines.cpu.matrices import Product, add_products, turns
 from cellwright.engines.cpu.slots import Slots
 
@@ -27,8 +28,16 @@ class ParameterGradients:
         how = need_x, made.joins(slots.rows)
         self._jobs = made.jobs(*how)
         self._sums, self._totals = made.sums(*how), made.total_sums(*how)
+        shapes = [each.shape[len(slots.lead) :] for each in slots.weights]
+        # What products alone make up need not be zero before them.
+        none = slots.rows * slots.steps == 0
+        self._beginning = set() if none else fill(self._jobs, shapes)
         self._of_turn = [
-            [slots.zeros(each.shape) for each in slots.weights] for _ in range(turns(self._jobs))
+            [
+                (slots.empty if (turn, number) in self._beginning else slots.zeros)(each.shape)
+                for number, each in enumerate(slots.weights)
+            ]
+            for turn in range(turns(self._jobs))
         ]
         self._apart: list[tuple[Tensor, str]] = []
         self._place_sums(made.direct_sums(*how))
@@ -51,8 +60,9 @@ class ParameterGradients:
         slots = self._slots
         rows = steps * slots.rows
         product = Product(slots.double, slots.kernels.bf16)
-        add_products(product, self._jobs, slots, self._of_turn, rows)
+        add_products(product, self._jobs, slots, self._of_turn, rows, self._beginning)
         slots.start_product(product)
+        self._beginning = set()
         for each in self._sums:
             slots.start_sums(each.compiled, steps, slots.rows)
 
