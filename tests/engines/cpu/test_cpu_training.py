@@ -17,10 +17,10 @@ KINDS = {
     "learnt": lambda: cw.nn.Recurrent("peephole_lstm", I, H, learn_initial_state=True),
     "reset before": lambda: cw.nn.Recurrent("gru_v1", I, H),
     "two layers": lambda: cw.nn.Recurrent("slstm", I, H, num_layers=2, dtype=torch.float64),
-    "added up": lambda: cw.nn.Recurrent("layer_norm_lstm", I, H),
+    "normalised": lambda: cw.nn.Recurrent("layer_norm_lstm", I, H),
     "blocks": lambda: cw.nn.Recurrent("lstm", I, 8, heads=2),
 }
-NOT_READY = {"added up", "blocks"}
+NOT_READY = {"blocks"}
 
 
 @pytest.fixture(autouse=True)

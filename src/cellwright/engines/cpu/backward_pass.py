@@ -65,7 +65,7 @@ class BackwardPass:
             self._carried.append(carry)
         if self.programs.totals:
             shape = (*slots.lead, slots.rows, self.programs.totals)
-            slots.put(joined.TOTALS, torch.zeros(shape, dtype=slots.dtype))
+            slots.put(joined.TOTALS, slots.zeros(shape))
         self._parameters = ParameterGradients(slots, once, need_x=need_x) if need_weights else None
         self.d_x: Tensor | None = None
         if need_x:

@@ -52,7 +52,7 @@ class ParameterGradients:
                     gradient = self._of_turn[0][place.tensor]
                     slots.point(slot, gradient, place.start * slots.width)
                 else:
-                    zeros = torch.zeros((*slots.lead, each.units), dtype=slots.dtype)
+                    zeros = slots.zeros((*slots.lead, each.units))
                     self._apart.append((slots.put(slot, zeros), name))
 
     def add(self, steps: int) -> None:

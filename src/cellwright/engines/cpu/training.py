@@ -35,19 +35,21 @@ def _make(call: Call, engine: Engine, stacked: bool) -> Training | None:
     if call.population is not None or call.signature.spatial or not threads.share_scripts():
         return None
     made = kernels(call.signature.text, call.x.dtype == torch.float64, jit.features_limit())
-    if not all(_is_plain(made, need_x) for need_x in (False, True)):
+    if not all(_is_plain(made, need_x, call.x.shape[1]) for need_x in (False, True)):
         return None
     found = Training(call, engine, stacked)
     return None if memory.is_large or found.kept_bytes > LARGEST else found
 
 
-def _is_plain(made: Kernels, need_x: bool) -> bool:
+def _is_plain(made: Kernels, need_x: bool, rows: int) -> bool:
     """Whether gradients of parameters are what programs leave, with nothing to be added up."""
-    slots = {slot for each in made.sums(need_x) for slot in each.results}
-    _, *programs = made.backward(need_x)
+    how = need_x, made.joins(rows)
+    sums = *made.sums(*how), *made.total_sums(*how)
+    slots = {slot for each in sums for slot in each.results}
+    _, *programs = made.backward(*how)
     blocks = any(each is not None and not each.can_bind for each in programs)
-    once = matrices.turns(made.jobs(need_x)) == 1
-    return once and not blocks and slots == made.direct_sums(need_x)
+    once = matrices.turns(made.jobs(*how)) == 1
+    return once and not blocks and slots == made.direct_sums(*how)
 
 
 class Training:
