@@ -236,6 +236,7 @@ MISTAKES = {
         "@cell(state='h')  # <-\ndef mine(x, h, *, W):\n    return next_state(h=W @ x + h)\n",
         ["W", "plain arguments"],
     ),
+    "no function": ("cell(state='h')(int)  # <-\n", ["function", "int"]),
     "no state": ("cell(state=())  # <-\n", ["at least one state"]),
     "no names of states": (
         "@cell  # <-\ndef mine(x, h, W):\n    return next_state(h=W @ x + h)\n", ["state="],

@@ -182,6 +182,19 @@ def test_an_exported_program_takes_a_state_and_lengths():
     close(found, layer(x, other, lengths=[7, 0, 4])[0])
 
 
+@pytest.mark.filterwarnings(
+    "ignore:`torch.jit.*` is deprecated:DeprecationWarning",
+    "ignore::torch.jit.TracerWarning",  # torch.nn's modules have them too
+)
+def test_traced_with_a_state_that_is_learnt():
+    layer = make("gru_v1", I, H, 2, learn_initial_state=True)
+    with torch.no_grad():
+        layer(randn(T, B, I))  # a quick road is ready, which is not to be traced
+        traced = torch.jit.trace(layer, randn(T, B, I))
+    x = randn(7, 3, I)
+    close(traced(x)[0], layer(x)[0])
+
+
 def test_an_exported_program_is_saved_and_read_again():
     layer = make("lstm", I, H)
     program = exported(layer, randn(T, B, I))

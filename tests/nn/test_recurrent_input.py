@@ -87,7 +87,11 @@ def state(*shapes, dtype=torch.float64):
     return tuple(randn(*shape, dtype=dtype) for shape in shapes)
 
 
-X = torch.zeros(T, B, I, dtype=torch.float64)
+def zeros_of(shape):
+    return torch.zeros(shape, dtype=torch.float64)
+
+
+X = zeros_of((T, B, I))
 GOOD = (1, B, H)
 
 CALLS = {
@@ -111,6 +115,11 @@ CALLS = {
     "x on another device": (lambda: lstm()(X.to("meta")), ["x", "cpu", "meta"]),
     "x that is no tensor": (lambda: lstm()(X.numpy()), ["x", "tensor", "ndarray"]),
     "x None": (lambda: lstm()(None), ["x", "tensor", "NoneType"]),
+    "a sparse x": (lambda: lstm()(X.to_sparse()), ["x", "dense", "torch.sparse_coo"]),
+    "a nested x": (
+        lambda: lstm()(torch.nested.as_nested_tensor([*X], layout=torch.jagged)),
+        ["x", "dense", "nested"],
+    ),
     "a packed x of the wrong units": (
         lambda: lstm()(pack_padded_sequence(randn(T, B, 7), [5, 2])), ["x", "3", "7"],
     ),
@@ -203,6 +212,11 @@ CALLS = {
     "a step without sequences": (lambda: lstm().step(randn(0, I)), ["x_t", "batch"]),
     "a step of another dtype": (
         lambda: lstm().step(X[0].float()), ["x", "torch.float64", "torch.float32"],
+    ),
+    "a step of NumPy": (lambda: lstm().step(X[0].numpy()), ["x_t", "one step", "ndarray"]),
+    "a step with a sparse state": (
+        lambda: lstm().step(X[0], (zeros_of(GOOD).to_sparse(), zeros_of(GOOD))),
+        ["state.h", "dense", "torch.sparse_coo"],
     ),
     "a step with a state of the wrong batch": (
         lambda: lstm().step(X[0], state((1, 3, H), (1, 3, H))), ["state.h", "(1, 2, 4)"],

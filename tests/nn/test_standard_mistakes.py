@@ -1,6 +1,7 @@
 """What torch.nn refuses, our modules refuse, with an error that the same handlers catch."""
 
 import math
+import re
 
 import numpy as np
 import pytest
@@ -221,3 +222,22 @@ def test_mistakes_with_what_torch_does_not_have():
     ]:
         with pytest.raises(InputError, match=message):
             call()
+
+
+@pytest.mark.parametrize("gradients", [True, False])
+@pytest.mark.parametrize("shape", [(1,), (12,), (2, 8)])
+@pytest.mark.parametrize("name", ["bias_ih", "bias_hh"])
+def test_a_bias_that_would_be_broadcast_is_refused(name, shape, gradients):
+    _, lstm = pair("lstm", 3, 4)
+    _, cell = pair("lstm-cell", 3, 4)
+    setattr(lstm, f"{name}_l0", torch.nn.Parameter(zeros(shape)))
+    setattr(cell, name, torch.nn.Parameter(zeros(shape)))
+    message = rf"{name}\w*: expected shape \(16,\), got {re.escape(str(shape))}"
+    with torch.set_grad_enabled(gradients):
+        for call in (
+            lambda: lstm(zeros(5, 2, 3)),
+            lambda: lstm(zeros(1, 2, 3), (h(1, 2), h(1, 2))),
+            lambda: cell(zeros(2, 3)),
+        ):
+            with pytest.raises(InputError, match=message):
+                call()

@@ -9,6 +9,7 @@ import torch
 from nn.against_torch import CELLS, KINDS, assert_close, flat, form, gradients, pair
 
 import cellwright as cw
+from cellwright.errors import InputError
 
 # torch.nn's own: its fast path has no projection.
 pytestmark = pytest.mark.filterwarnings("ignore:LSTM with projections is not:UserWarning")
@@ -86,6 +87,37 @@ def test_exported_with_sizes_left_open(kind):
     assert sum("recurrence" in str(node.target) for node in program.graph.nodes) == (
         1 if kind in CELLS else 4
     )
+
+
+@pytest.mark.filterwarnings(
+    "ignore:`torch.jit.*` is deprecated:DeprecationWarning",
+    "ignore::torch.jit.TracerWarning",  # torch.nn's modules have them too
+)
+@pytest.mark.parametrize("with_gradients", [True, False])
+@pytest.mark.parametrize("kind", ["lstm", "gru", "lstm-cell"])
+def test_traced_for_all_sizes_and_for_gradients(kind, with_gradients):
+    ours, x = module_and_input(kind)
+    with torch.set_grad_enabled(with_gradients):
+        traced = torch.jit.trace(ours, x)
+    other = torch.randn(*([9] if kind in CELLS else [11, 2]), 3, dtype=torch.float64)
+    found, expected = flat(traced(other)), flat(ours(other))
+    assert_close(found, expected)
+    weights = list(ours.parameters())
+    for each, like in zip(
+        torch.autograd.grad([one.square().sum() for one in found], weights),
+        torch.autograd.grad([one.square().sum() for one in expected], weights),
+        strict=True,
+    ):
+        assert_close(each, like)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of torch.jit, and inside it
+def test_what_takes_other_programs_is_told():
+    ours, x = module_and_input("lstm")
+    with pytest.raises(InputError, match=r"torch\.jit\.script: .* torch\.export\.export makes"):
+        torch.jit.script(torch.nn.Sequential(ours))
+    with pytest.raises(InputError, match=r"torch\.onnx\.export: ONNX has no operator"):
+        torch.onnx.export(ours, (x,), io.BytesIO(), dynamo=False)
 
 
 # --- torch.func --------------------------------------------------------------------------------

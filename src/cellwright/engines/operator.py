@@ -201,10 +201,15 @@ def _plain(call: Call) -> Result:
         return differentiable(call)
 
 
+def _is_recorded() -> bool:
+    """Whether this becomes part of a program: one that torch compiles, exports or traces."""
+    return torch.compiler.is_compiling() or torch._C._get_tracing_state() is not None
+
+
 def run(call: Call) -> Result:
     """Carry out a recurrence so that torch can differentiate, compile and export it."""
-    compiling = torch.compiler.is_compiling()
-    if not compiling and transforms.are_active():
+    recorded = _is_recorded()
+    if not recorded and transforms.are_active():
         engine = _engine(call, AT_RUN_TIME)
         every = [call.x, *call.states, *call.weights, *call.streams]
         if transforms.objection(engine, call.signature, every):
@@ -213,7 +218,7 @@ def run(call: Call) -> Result:
     keep = _keep([call])
     # Inside a compiled program the engine is chosen when it runs, not when it is traced.
     chosen = AT_RUN_TIME
-    if not compiling:
+    if not recorded:
         engine = _engine(call, AT_RUN_TIME)
         if direct.is_possible(call):
             return direct.run(call, engine, keep=keep)
@@ -231,7 +236,7 @@ def run(call: Call) -> Result:
 def run_all(calls: Sequence[Call]) -> list[Result]:
     """Carry out the directions of a layer: side by side where that is faster."""
     first = calls[0]
-    if len(calls) > 1 and not torch.compiler.is_compiling() and not transforms.are_active():
+    if len(calls) > 1 and not _is_recorded() and not transforms.are_active():
         engine = _engine(first, AT_RUN_TIME)
         way = engine.side_by_side(first.signature, first.x)
         if way is not None and all(map(direct.is_possible, calls)):
@@ -246,7 +251,7 @@ def stacking(signatures: Sequence[Signature], x: Tensor) -> SideBySide | None:
         signatures: of the layers, which differ in their sizes only.
         x: of the first one; only its shape, dtype and device are read.
     """
-    if torch.compiler.is_compiling() or transforms.are_active():
+    if _is_recorded() or transforms.are_active():
         return None
     engine = choice.choose(signatures[0], x.device, x.dtype).engine
     return engine.stacked(signatures, x)
@@ -269,6 +274,8 @@ def run_stack(calls: Sequence[Call], way: SideBySide) -> list[Result]:
 
 
 def _keep(calls: Sequence[Call]) -> bool:
-    """Whether gradients are wanted of some of them."""
+    """Whether gradients are wanted of some of them, or may be of a program that is traced."""
+    if torch._C._get_tracing_state() is not None:
+        return True
     tensors = (each for call in calls for each in (call.x, *call.states, *call.weights))
     return torch.is_grad_enabled() and any(each.requires_grad for each in tensors)

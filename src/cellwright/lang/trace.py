@@ -6,7 +6,7 @@ import inspect
 import re
 import sys
 from collections.abc import Callable, Mapping
-from types import FrameType
+from types import FrameType, FunctionType, MethodType
 from typing import Any
 
 from cellwright.errors import CellError
@@ -108,6 +108,8 @@ def cell(
     constants = initial_values(init)
 
     def decorate(function: Callable[..., Any]) -> CellSpec:
+        if not isinstance(function, (FunctionType, MethodType)):
+            fail(f"@cell expected a function of x, the states and the parameters, got {function!r}")
         title, cited, notes = read_docstring(function.__doc__)
         citation = cited if source is None else source
         years = re.findall(r"\b(?:19|20)\d\d\b", citation)

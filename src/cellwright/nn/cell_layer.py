@@ -139,8 +139,6 @@ class CellLayer(RecurrentStack):
         """The state before the first step: zeros, or the learnt one."""
         lead: tuple[int, ...] = (self.num_layers * self.num_directions,)
         if batch is not None:
-            if isinstance(batch, bool) or not isinstance(batch, (int, torch.SymInt)) or batch < 1:
-                raise InputError(f"batch: expected a positive whole number, got {batch!r}")
             lead = (*lead, batch)
         if not self.learn_initial_state:
             like = self.reference_weight()
@@ -238,7 +236,7 @@ class CellLayer(RecurrentStack):
                     return taken[0], _tuple(self._state_type, taken[1])
         if self.bidirectional:
             raise InputError("step: a bidirectional layer needs the whole sequence")
-        x_t = self.check_input(x_t)
+        x_t = inputs.in_dtype_of(self, x_t, "x_t")
         batched = inputs.is_batch_of_one_step(self, x_t)
         rows = x_t if batched else x_t.unsqueeze(0)
         space = tuple(rows.shape[2:])

@@ -11,6 +11,7 @@ import torch
 from cellwright.errors import InputError
 from cellwright.ir import Matrix
 from cellwright.lang import CellSpec, ParameterSpec
+from cellwright.nn import inputs
 from cellwright.nn.cell_layer import CellLayer
 from cellwright.nn.init import added_parameters
 
@@ -156,6 +157,7 @@ class ConvRecurrent(CellLayer):
             batch: number of sequences; None for an unbatched state.
             space: the extents of space.
         """
+        inputs.check_batch(batch)
         return self._initial_state(batch, _extents("space", space, self.spatial))
 
 

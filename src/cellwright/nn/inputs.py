@@ -8,24 +8,35 @@ import torch
 from torch import Tensor
 
 from cellwright.errors import InputError
-from cellwright.nn.state import check_state, read_state
+from cellwright.nn.state import check_dense, check_state, read_state
 
 if TYPE_CHECKING:
     from cellwright.nn.cell_layer import CellLayer
 
 
-def in_dtype_of(layer: CellLayer, x: Any) -> Tensor:
+def check_batch(batch: Any) -> None:
+    """Raise :class:`InputError` unless this is a number of sequences, or None."""
+    if batch is None:
+        return
+    if isinstance(batch, bool) or not isinstance(batch, (int, torch.SymInt)) or batch < 1:
+        raise InputError(f"batch: expected a positive whole number, got {batch!r}")
+
+
+def in_dtype_of(layer: CellLayer, x: Any, name: str = "x") -> Tensor:
     """``x`` in the layer's dtype, or an :class:`InputError`; its shape is not looked at."""
     if not isinstance(x, Tensor):
-        raise InputError(f"x: expected a tensor or a PackedSequence, got {type(x).__name__}")
+        what = "a tensor or a PackedSequence" if name == "x" else "a tensor, one step"
+        raise InputError(f"{name}: expected {what}, got {type(x).__name__}")
+    check_dense(name, x)
     like = layer.reference_weight()
     if x.device != like.device:
-        raise InputError(f"x: the layer is on {like.device}, x on {x.device}")
+        raise InputError(f"{name}: the layer is on {like.device}, {name} on {x.device}")
     if x.dtype != like.dtype:
         if x.is_floating_point() and torch.is_autocast_enabled(x.device.type):
             return x.to(like.dtype)
         raise InputError(
-            f"x: expected {like.dtype} as the layer's weights, got {x.dtype}; convert one of them"
+            f"{name}: expected {like.dtype} as the layer's weights, got {x.dtype}; "
+            f"convert one of them"
         )
     return x
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from cellwright.errors import InputError
+from cellwright.nn.state import check_dense
 
 INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
 
@@ -25,6 +26,7 @@ def read_lengths(given: Any, steps: int, batch: int, device: torch.device) -> Te
         InputError: for another shape, fractions, NaN, negative lengths or lengths over ``steps``.
     """
     if isinstance(given, Tensor):
+        check_dense("lengths", given)
         lengths = given
     else:
         try:
@@ -73,6 +75,7 @@ def read_reset(
         shape, axes = (steps,), "(steps,)"
     if not isinstance(given, Tensor):
         raise InputError(f"reset: expected a boolean tensor {axes}, got {type(given).__name__}")
+    check_dense("reset", given)
     if tuple(given.shape) != shape:
         raise InputError(f"reset: expected shape {shape} = {axes}, got {tuple(given.shape)}")
     if given.dtype != torch.bool and given.dtype not in INTEGERS:

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from cellwright.lang import CellSpec
+from cellwright.nn import inputs
 from cellwright.nn.cell_layer import CellLayer
 
 
@@ -116,4 +117,5 @@ class Recurrent(CellLayer):
         Args:
             batch: number of sequences; None for an unbatched state.
         """
+        inputs.check_batch(batch)
         return self._initial_state(batch, ())

@@ -6,7 +6,8 @@ from collections.abc import Mapping, Sequence
 from threading import get_ident
 from typing import Any
 
-from torch import Tensor, is_grad_enabled, nn
+import torch
+from torch import Tensor, is_grad_enabled
 
 from cellwright.engines import (
     Call,
@@ -18,28 +19,28 @@ from cellwright.engines import (
     transforms,
 )
 from cellwright.errors import InputError
-from cellwright.lang import CellSpec, ParameterSpec
-from cellwright.nn import layout, running, signatures
+from cellwright.lang import CellSpec
+from cellwright.nn import running, signatures
 from cellwright.nn.arguments import FIXED, OPTIONS, check_count, read_cell, read_sizes
 from cellwright.nn.repeating import Whole
 from cellwright.nn.repeating import prepare as prepare_whole
 from cellwright.nn.repeating_members import prepare as prepare_members
 from cellwright.nn.state import state_type
 from cellwright.nn.stepping import Step, prepare
+from cellwright.nn.weights import WeightHolder
 from cellwright.plan import StepOptions
 
 WHOLES = 64  # kinds of calls that a layer has ready; for one more all make room
 
 
-class RecurrentStack(nn.Module):
+class RecurrentStack(WeightHolder):
     """Layers of one cell, in one or two directions, over sequences.
 
-    Subclasses make the parameters, and say with :meth:`held` and :meth:`weights_from` how the
-    equations' parameters lie in them.
+    Subclasses make the parameters, and say how the equations' parameters lie in them, see
+    :class:`WeightHolder`.
     """
 
     spatial = 0  # dimensions of space, for layers in which @ is a convolution
-    weight_shapes: Sequence[Sequence[tuple[int, ...]]]  # of each layer's weights
 
     def __init__(
         self,
@@ -112,69 +113,6 @@ class RecurrentStack(nn.Module):
     def output_size(self) -> int:
         """Units of the output of every step."""
         return self._state_sizes[0] * self.num_directions
-
-    def held(self, layer: int, direction: int) -> list[Tensor]:
-        """The parameters of one layer and direction."""
-        raise AssertionError("a subclass says what its parameters are called")
-
-    def weights_from(self, held: Sequence[Tensor]) -> list[Tensor]:
-        """The tensors in which the equations' parameters lie, of what is held.
-
-        All may have the same axes in front.
-        """
-        return [*held]
-
-    def layer_weights(self, layer: int, direction: int) -> list[Tensor]:
-        """The tensors that hold the equations' parameters of one layer and direction."""
-        return self.weights_from(self.held(layer, direction))
-
-    def stored(self) -> Sequence[layout.Stored]:
-        """What :meth:`layer_weights` holds, tensor by tensor."""
-        raise AssertionError("a subclass says how its weights lie")
-
-    def weight_name(self, stored: layout.Stored, layer: int, direction: int) -> str:
-        """What a user calls one of these tensors."""
-        raise AssertionError("a subclass says how its tensors are named")
-
-    def parameter_shape(self, parameter: ParameterSpec, sizes: Mapping[str, int]) -> Sequence[int]:
-        """The shape of one parameter of the equations."""
-        return parameter.shape(sizes)
-
-    def stored_shapes(self, layer: int) -> list[tuple[int, ...]]:
-        """The shapes of what :meth:`layer_weights` holds."""
-        sizes, shapes = self.layer_sizes(layer), []
-        for each in self.stored():
-            rows, *rest = self.parameter_shape(each.members[0], sizes)
-            shapes.append((rows * len(each.members), *rest))
-        return shapes
-
-    def read_weights(self, layer: int, direction: int, x: Tensor) -> list[Tensor]:
-        """:meth:`layer_weights`, checked to go with ``x``."""
-        weights = self.layer_weights(layer, direction)
-        self.check_weights(weights, layer, direction, x)
-        return weights
-
-    def check_weights(
-        self, weights: Sequence[Tensor], layer: int, direction: int, x: Tensor
-    ) -> None:
-        """Raise :class:`InputError` for weights that are not what engines take them for.
-
-        They may have been replaced since the layer was made, and engines read memory by the
-        layer's sizes.
-        """
-        shapes, dtype, device = self.weight_shapes[layer], x.dtype, x.device
-        for number, (each, shape) in enumerate(zip(weights, shapes, strict=True)):
-            if each.shape != shape or each.dtype != dtype or each.device != device:
-                name = self.weight_name(self.stored()[number], layer, direction)
-                raise InputError(
-                    f"{name}: expected {dtype} of shape {shape} on {device}, "
-                    f"got {each.dtype} of shape {tuple(each.shape)} on {each.device}"
-                )
-
-    def layer_sizes(self, layer: int) -> dict[str, int]:
-        """Every size of that layer's cell as a number."""
-        entering = self.input_size if layer == 0 else self.output_size
-        return self.cell.resolve_sizes(entering, self.hidden_size, self.sizes)
 
     # Options of one call -----------------------------------------------------------------
 
@@ -291,7 +229,7 @@ class RecurrentStack(nn.Module):
         Args:
             x, states: as given, not checked; no states for zeros.
         """
-        if type(x) is not Tensor or x.dim() != 3:
+        if type(x) is not Tensor or x.is_nested or x.dim() != 3:
             return None
         mapped, keep = transforms.are_active(), is_grad_enabled()
         if mapped and keep:
@@ -311,12 +249,24 @@ class RecurrentStack(nn.Module):
         self._wholes[kind] = prepared
         return prepared(x, states, self._parameters.values())
 
-    def own_weights(self, layer: int) -> list[Tensor] | None:
-        """A layer's weights, if they follow from its registered parameters; else None.
+    # Becoming part of a program ----------------------------------------------------------
 
-        They do not where ``torch.nn.utils.parametrize`` computes them from others.
-        """
-        raise AssertionError("a subclass says how its weights lie")
+    def __prepare_scriptable__(self) -> Any:
+        """What torch.jit.script asks first."""
+        raise InputError(
+            "torch.jit.script: it cannot read layers of cellwright; torch.export.export makes a "
+            "program of them, for any number of steps, and torch.jit.trace does"
+        )
+
+    def _slow_forward(self, *arguments: Any, **named: Any) -> Any:
+        """What torch calls in place of forward while it traces."""
+        if torch.onnx.is_in_onnx_export():
+            raise InputError(
+                "torch.onnx.export: ONNX has no operator for a layer of cellwright; a torch.nn "
+                "layer that has been given the state_dict of cellwright.nn.LSTM, GRU or RNN can "
+                "be exported"
+            )
+        return super()._slow_forward(*arguments, **named)
 
     # Running -----------------------------------------------------------------------------
 
@@ -342,10 +292,6 @@ class RecurrentStack(nn.Module):
         return stacking(signatures, x)
 
     # Checking ----------------------------------------------------------------------------
-
-    def reference_weight(self) -> Tensor:
-        """A weight: its dtype and device are the layer's."""
-        return self.layer_weights(0, 0)[0]
 
     def check_input(self, x: Any) -> Tensor:
         """``x`` in the layer's dtype, or an :class:`InputError`; shape is the caller's affair."""

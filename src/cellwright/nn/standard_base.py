@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from cellwright.errors import InputError, InputTypeError
 from cellwright.nn import layout
 from cellwright.nn.stack import RecurrentStack
+from cellwright.nn.state import check_dense
 
 # Group of a cell's equations -> torch.nn's name of the tensor. The biases ("b") are made of two.
 MATRICES = {"W": "weight_ih", "U": "weight_hh", "P": "weight_hr"}
@@ -137,6 +138,7 @@ class StandardStack(RecurrentStack):
         names = self.weight_names(layer, 0)
         if any(type(self._parameters.get(name)) is not nn.Parameter for name in names):
             return None
+        self.check_sources(layer, 0)
         return self.layer_weights(layer, 0)
 
     def _biases(self, stored: layout.Stored, named: Mapping[str, Tensor]) -> Tensor:
@@ -154,6 +156,16 @@ class StandardStack(RecurrentStack):
 
     # Checking ----------------------------------------------------------------------------
 
+    def check_sources(self, layer: int, direction: int) -> None:
+        """Raise :class:`InputError` for biases that cannot be added, or would be broadcast."""
+        if not self.bias:
+            return
+        suffix, shape = self.suffix(layer, direction), self.weight_shapes[layer][0][:1]
+        for name in ("bias_ih" + suffix, "bias_hh" + suffix):
+            found = tuple(self._held(name).shape)
+            if found != shape:
+                raise InputError(f"{name}: expected shape {shape}, got {found}")
+
     def check_input(self, x: Any) -> Tensor:
         """``x`` in the layer's dtype, or an :class:`InputError`; shape is the caller's affair."""
         if not isinstance(x, Tensor):
@@ -162,6 +174,7 @@ class StandardStack(RecurrentStack):
 
     def _enter(self, name: str, given: Tensor) -> Tensor:
         """``given`` in the layer's dtype: as it is, or inside torch.autocast converted."""
+        check_dense(name, given)
         like = self.reference_weight()
         if given.device != like.device:
             raise InputError(f"{name}: the module is on {like.device}, {name} on {given.device}")
@@ -195,6 +208,7 @@ class StandardStack(RecurrentStack):
         for label, each, size in zip(labels, tensors, self._state_sizes, strict=True):
             if not isinstance(each, Tensor):
                 raise InputTypeError(f"{label}: expected a tensor, got {type(each).__name__}")
+            check_dense(label, each)
             if tuple(each.shape) != (*lead, size):
                 raise InputError(
                     f"{label}: expected shape {(*lead, size)} = {axes}, got {tuple(each.shape)}"

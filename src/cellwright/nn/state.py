@@ -81,10 +81,25 @@ def read_state(given: Any, names: Sequence[str]) -> list[Tensor]:
     return list(given)
 
 
+def check_dense(name: str, given: Tensor) -> None:
+    """Raise :class:`InputError` for a tensor that is nested or sparse."""
+    if given.is_nested:
+        raise InputError(
+            f"{name}: expected a dense tensor, got a nested one; "
+            f"torch.nested.to_padded_tensor makes one"
+        )
+    if given.layout is not torch.strided:
+        raise InputError(
+            f"{name}: expected a dense tensor, got one of layout {given.layout}; "
+            f"to_dense() makes one"
+        )
+
+
 def check_state(
     name: str, given: Tensor, expected: Sequence[int], like: Tensor, meaning: str
 ) -> None:
     """Raise :class:`InputError` unless a state has the right shape, dtype and device."""
+    check_dense(f"state.{name}", given)
     if tuple(given.shape) != tuple(expected):
         raise InputError(
             f"state.{name}: expected shape {tuple(expected)} = {meaning}, got {tuple(given.shape)}"

@@ -92,10 +92,15 @@ def are_plain(
     tensors: Sequence[Any], shapes: Sequence[tuple[int, ...]], dtype: torch.dtype
 ) -> bool:
     """Whether tensors have these shapes, and nothing watches torch."""
-    if torch._C._len_torch_dispatch_stack() or transforms.are_active():
+    if transforms.is_traced() or transforms.are_active():
         return False
     return all(
-        type(each) is Tensor and each.shape == shape and each.dtype is dtype and each.is_cpu
+        type(each) is Tensor
+        and each.layout is torch.strided
+        and not each.is_nested
+        and each.shape == shape
+        and each.dtype is dtype
+        and each.is_cpu
         for each, shape in zip(tensors, shapes, strict=True)
     )
 
