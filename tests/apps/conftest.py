@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from apps import shell
 from apps.shell import make_series
 from typer.testing import CliRunner
 
@@ -36,6 +38,21 @@ def call(tmp_path, monkeypatch):
         return Answer(found.exit_code, found.stdout, found.stderr)
 
     return run
+
+
+@pytest.fixture
+def spawn():
+    """Start commands in processes of their own, of which none outlives the test."""
+    processes: list[subprocess.Popen[str]] = []
+
+    def start(*arguments: object, **options) -> subprocess.Popen[str]:
+        processes.append(shell.spawn(*arguments, **options))
+        return processes[-1]
+
+    yield start
+    for process in processes:
+        process.kill()
+        process.communicate()
 
 
 @pytest.fixture

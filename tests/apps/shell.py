@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -12,11 +13,12 @@ import numpy as np
 from cellwright.train.series import SeriesSet
 
 COMMAND = [sys.executable, "-c", "from cellwright.apps.main import run; run()"]
+PATIENCE = 300  # seconds: only a process that hangs takes as long, on a busy machine too
 SMALL = ("--epochs", "2", "--hidden-size", "4", "--no-bidirectional", "--learning-rate", "0.02")
 
 
 def spawn(*arguments: object, **options) -> subprocess.Popen[str]:
-    """Start a command in a process of its own."""
+    """Start a command in a process of its own; the fixture of this name also ends it."""
     source = Path(__file__).resolve().parents[2] / "src"
     return subprocess.Popen(
         [*COMMAND, *map(str, arguments)],
@@ -26,6 +28,15 @@ def spawn(*arguments: object, **options) -> subprocess.Popen[str]:
         env={**os.environ, "PYTHONPATH": str(source)},
         **options,
     )
+
+
+def wait_for_rows(log: Path, rows: int, process: subprocess.Popen[str]) -> None:
+    """Wait until a process has written so many rows of a run's log; it has to be running then."""
+    deadline = time.monotonic() + PATIENCE
+    while not (log.exists() and log.read_text().count("\n") > rows):
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline, f"{log} has no {rows} rows after {PATIENCE} s"
+        time.sleep(0.005)
 
 
 def make_series(count: int, seed: int) -> SeriesSet:

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import json
 import signal
-import time
 from pathlib import Path
 
 import pytest
 import yaml
-from apps.shell import content, spawn
+from apps.shell import content, wait_for_rows
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "my_task.py"
 REFERENCE = f"{EXAMPLE}:first_bit"
@@ -66,16 +65,11 @@ def test_it_is_shown_trained_and_measured(call, tmp_path):
     assert "Solved after" in again
 
 
-def test_killed_and_resumed_ends_with_the_same_bytes(call, tmp_path):
+def test_killed_and_resumed_ends_with_the_same_bytes(call, spawn, tmp_path):
     arguments = [REFERENCE, "--with", "length=40", "--epochs", 6, "--learning-rate", 1e-4]
     call("train", *arguments, "--output", "whole")
     process = spawn("train", *arguments, "--output", tmp_path / "killed")
-    log = tmp_path / "killed" / "log.csv"
-    deadline = time.monotonic() + 60
-    while time.monotonic() < deadline and process.poll() is None:
-        if log.exists() and log.read_text().count("\n") >= 3:
-            break
-        time.sleep(0.005)
+    wait_for_rows(tmp_path / "killed" / "log.csv", 2, process)
     process.send_signal(signal.SIGKILL)
     process.communicate()
     assert process.returncode == -signal.SIGKILL

@@ -52,7 +52,9 @@ def train(
         _show(folder.read_metrics(trial))
         return
     show.say(f"{trial.experiment.name}: {trial.experiment.title}; folder {trial.folder.path}")
-    _show(trials.execute(trial, show.out))
+    with show.on_interrupt(show.to_resume(trial.folder.path)):
+        metrics = trials.execute(trial, show.out)
+    _show(metrics)
     for each in trial.experiment.published:
         measure = each.measure or trial.experiment.metric
         show.say(f"Published: {each.method}: {measure} {each.value:,g} ({each.source})")

@@ -49,7 +49,8 @@ def reproduce(
     todo = reproduction.jobs(task, reproduction.cases(entry, case or ()), output, seeds)
     reproduction.results_before(output, entry)
     show.say(f"{entry.name}: {len(todo)} runs in {output}")
-    found = reproduction.run_all(todo, processes, lambda job, got: _tell(entry, job, got))
+    with show.on_interrupt("the same command goes on"):
+        found = reproduction.run_all(todo, processes, lambda job, got: _tell(entry, job, got))
     show.say()
     _show(reproduction.spreads(entry, found))
     _show_ranking(entry, found)

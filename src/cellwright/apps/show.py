@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from shlex import quote
 from typing import Any
 
 from rich.console import Console
@@ -24,6 +28,21 @@ def plural(count: int, what: str) -> str:
 def complain(text: str) -> None:
     """Print an error as it is, on stderr."""
     Console(stderr=True, highlight=False).print(Text(f"Error: {text}"), soft_wrap=True)
+
+
+@contextmanager
+def on_interrupt(advice: str) -> Iterator[None]:
+    """End the process with 130 where the block is interrupted, and say how to go on."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        complain(f"interrupted; {advice}")
+        raise SystemExit(130) from None
+
+
+def to_resume(folder: Path) -> str:
+    """How a run of ``cellwright train`` is gone on with."""
+    return f"to go on: cellwright train --resume --output {quote(str(folder))}"
 
 
 def table(columns: dict[str, str], rows: list[list[str]], title: str | None = None) -> None:

@@ -253,7 +253,9 @@ def train(
             show.say(f"learning rate {run.settings.learning_rate:g}")
     results.announce(run)
     objective = objectives.get(run.source.objective)
-    results.show_results(runs.execute(run, show.out), objective)
+    with show.on_interrupt(show.to_resume(run.folder.path)):
+        metrics = runs.execute(run, show.out)
+    results.show_results(metrics, objective)
     results.show_published(run, objective)
     show.say(f"\nResults are in {run.folder.path}")
 
