@@ -352,6 +352,7 @@ def test_the_learning_rate_can_be_found(call, tmp_path, ts_file):
         "train", ts_file, "--epochs", 1, "--hidden-size", 4, "--output", "a",
         "--find-learning-rate",
     )  # fmt: skip
+    assert answer.err == ""  # no bar of Lightning's
     settings = yaml.safe_load((tmp_path / "a" / "config.yaml").read_text())["settings"]
     assert f"learning rate {settings['learning_rate']:g}" in answer.out
     assert settings["learning_rate"] != 0.006

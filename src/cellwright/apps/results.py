@@ -14,8 +14,11 @@ if TYPE_CHECKING:
 
 def announce(run: Run) -> None:
     """Say what is going to be trained, on what, and where."""
+    from cellwright.train.streams import Streams
+
     settings, source = run.settings, run.source
-    test = f"{len(run.data.test)} test series"
+    what = "windows of streams" if isinstance(run.train, Streams) else "series"
+    test = f"{len(run.data.test)} test {what}"
     if source.task is None and source.test is None:
         test += (
             f" (a share of {source.test_share:g} of each label, drawn with seed {settings.seed})"
@@ -24,7 +27,7 @@ def announce(run: Run) -> None:
     output = "label" if source.objective == "classification" else "output"
     features = show.plural(len(run.train.features), "feature")
     show.say(
-        f"{source.name}: {len(run.train)} training series{validation}, {test}, "
+        f"{source.name}: {len(run.train)} training {what}{validation}, {test}, "
         f"{features}, {show.plural(len(run.train.classes), output)}"
     )
     if source.options:
@@ -49,10 +52,21 @@ def _file_beside(path: Path) -> Path | None:
     return beside if beside != path and beside.exists() else None
 
 
+def measured_columns(metric: str, *, streams: bool) -> dict[str, str]:
+    """Columns of what was measured on series, or on streams."""
+    return {"streams" if streams else "series": "right", metric: "right", "loss": "right"}
+
+
+def wrong_column(*, streams: bool) -> str:
+    """The heading above how many are wrong."""
+    return "wrong windows" if streams else "wrong"
+
+
 def show_results(metrics: dict[str, Any], objective: Objective) -> None:
     """Say what was measured."""
     metric = metrics["metric"]
-    columns = {"": "left", "series": "right", metric: "right", "loss": "right"}
+    streams = "test_windows" in metrics
+    columns = {"": "left", **measured_columns(metric, streams=streams)}
     rows = []
     for part in ("train", "validation", "test"):
         if f"{part}_loss" in metrics:
@@ -63,7 +77,7 @@ def show_results(metrics: dict[str, Any], objective: Objective) -> None:
                 f"{metrics[f'{part}_loss']:.4f}",
             ])  # fmt: skip
             if f"{part}_wrong" in metrics:
-                columns["wrong"] = "right"
+                columns[wrong_column(streams=streams)] = "right"
                 rows[-1].append(str(metrics[f"{part}_wrong"]))
     show.say()
     show.table(columns, rows)

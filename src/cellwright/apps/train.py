@@ -245,6 +245,8 @@ def train(
             return
     else:
         assert parsed is not None
+        if find_learning_rate:
+            show.say("trying learning rates ...")
         run = runs.prepare(
             parsed, changes, output,
             overwrite=overwrite, tensorboard=tensorboard, find_rate=find_learning_rate,

@@ -7,7 +7,7 @@ from typing import Annotated
 
 from typer import Argument, Option
 
-from cellwright.apps import show
+from cellwright.apps import results, show
 from cellwright.errors import UsageError
 
 _Run = Annotated[Path, Argument(metavar="RUN", help="The folder of a run.", show_default=False)]
@@ -42,10 +42,11 @@ def evaluate(
     from cellwright.train import objectives
 
     objective = objectives.get(description.objective)
-    columns = {"series": "right", objective.metric_name: "right", "loss": "right"}
+    streams = found.windows is not None
+    columns = results.measured_columns(objective.metric_name, streams=streams)
     values = [str(found.count), objective.show(found.metric), f"{found.loss:.4f}"]
     if found.wrong is not None:
-        columns["wrong"] = "right"
+        columns[results.wrong_column(streams=streams)] = "right"
         values.append(str(found.wrong))
     show.table(columns, [values])
 

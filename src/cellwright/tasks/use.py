@@ -20,6 +20,7 @@ from cellwright.train.folder import RunFolder
 from cellwright.train.measure import Measured, measure, outputs, run_as
 from cellwright.train.models import Description, load_model
 from cellwright.train.series import SeriesSet
+from cellwright.train.settings import Settings
 
 
 def evaluate(
@@ -116,6 +117,13 @@ def _source_of(found: RunFolder, config: Mapping[str, Any]) -> Source:
         raise CheckpointError(f"{found.config}: its content is damaged: {error!r}") from error
 
 
+def _settings_of(found: RunFolder, config: Mapping[str, Any]) -> Settings:
+    try:
+        return Settings.from_dict(config["settings"])
+    except (KeyError, TypeError, AttributeError, UsageError) as error:
+        raise CheckpointError(f"{found.config}: its content is damaged: {error!r}") from error
+
+
 def _open(run: str | os.PathLike[str], cell: str | None) -> tuple[Any, Description, RunFolder]:
     found = folder.finished(run)
     config = folder.read_config(found)
@@ -126,12 +134,13 @@ def _open(run: str | os.PathLike[str], cell: str | None) -> tuple[Any, Descripti
             f"way; its results are in {found.metrics}"
         )
     model, description = load_model(found.model, cell)
-    named = config.get("settings", {}).get("cell")
-    if named != description.settings.cell:
-        raise CheckpointError(
-            f"{found.model}: these are weights of the cell {description.settings.cell}, and "
-            f"{found.config} names {named}"
-        )
+    recorded = {"task": source.name, **_settings_of(found, config).as_dict()}
+    for name, value in {"task": description.task, **description.settings.as_dict()}.items():
+        if recorded[name] != value:
+            raise CheckpointError(
+                f"{found.model}: these are weights of another run, whose {name} is {value!r}; "
+                f"{found.config} says {recorded[name]!r}"
+            )
     return model, description, found
 
 

@@ -35,6 +35,16 @@ class Search:
     suggestion: float
 
 
+class _Tried(TrainingModule):
+    """A module that is trained without the bar that Lightning's finder draws anywhere."""
+
+    def on_train_start(self) -> None:
+        super().on_train_start()
+        for each in self.trainer.callbacks:
+            if hasattr(each, "progress_bar_refresh_rate"):
+                each.progress_bar_refresh_rate = 0
+
+
 def find_learning_rate(
     model: nn.Module,
     objective: Objective,
@@ -63,7 +73,7 @@ def find_learning_rate(
     if settings.tbptt is not None:
         batches = Windows(batches, settings.tbptt)
     tried = settings.replace(nonfinite="skip", devices=1)
-    module = TrainingModule(model, objective, tried, batches, {})
+    module = _Tried(model, objective, tried, batches, {})
     seed_everything(settings.seed, settings.epochs + 1)
     with quiet(), tempfile.TemporaryDirectory() as folder:
         trainer = Trainer(

@@ -27,10 +27,12 @@ class Measured:
 
     Attributes:
         loss, metric: as the objective defines them.
-        count: number of sequences.
-        wrong: sequences that are not right; None where the objective does not say.
+        count: number of sequences, or of streams.
+        wrong: sequences (of streams: windows) that are not right; None where the objective does
+            not say.
         row: sequences that are right before the first wrong one, in the order of the set; None
             where the objective does not say.
+        windows: number of windows of streams; None for sequences.
         more: the means of the objective's other metrics.
     """
 
@@ -39,6 +41,7 @@ class Measured:
     count: int
     wrong: int | None = None
     row: int | None = None
+    windows: int | None = None
     more: Mapping[str, float] = field(default_factory=dict)
 
     def as_metrics(self, part: str, metric_name: str) -> dict[str, float | int]:
@@ -48,6 +51,8 @@ class Measured:
         }  # fmt: skip
         if self.wrong is not None and self.row is not None:
             values |= {"wrong": self.wrong, "row": self.row}
+        if self.windows is not None:
+            values["windows"] = self.windows
         return {f"{part}_{name}": value for name, value in values.items()}
 
 
@@ -105,10 +110,14 @@ def measure(
     """
     loss = metric = 0.0
     more = dict.fromkeys(objective.more, 0.0)
-    things = wrong = row = sequences = 0
+    things = wrong = row = sequences = windows = 0
     with evaluating(model):
         for batch, found in answers(model, examples.batches(_BATCH, None, classes)):
-            sequences += len(batch.lengths) if batch.reset is None else int(batch.reset.sum())
+            if batch.reset is None:
+                sequences += len(batch.lengths)
+            else:
+                sequences += int(batch.reset.sum())
+                windows += len(batch.lengths)
             count = objective.count(batch.targets)
             if not count:
                 continue
@@ -127,6 +136,7 @@ def measure(
         count=sequences,
         wrong=wrong if objective.right is not None else None,
         row=row if objective.right is not None else None,
+        windows=windows or None,
         more={name: value / things for name, value in more.items()},
     )
 
