@@ -241,6 +241,7 @@ def test_tensorboard(call, refused, tmp_path, ts_file, monkeypatch):
         (("train", "mine.ts", "--pooling", "sum"), "--pooling: expected one of last, mean"),
         (("train", "mine.ts", "--size", "projection"), "--size: expected NAME=N"),
         (("train", "mine.ts", "--cell", "no.py:cell"), "no.py"),
+        (("train", "mine.ts", "--layer", "heads=7"), "--layer heads: 7 does not divide"),
         (
             ("train", "mine.ts", "--engine", "warp"),
             "--engine: expected one of cpu, gpu, reference, got 'warp'",

@@ -19,7 +19,9 @@ if TYPE_CHECKING:
 def cells(
     name: Annotated[
         str | None,
-        Argument(help="A cell's name, or path/to/file.py:cell.", show_default="all cells"),
+        Argument(
+            metavar="CELL", help="A cell's name, or path/to/file.py:cell.", show_default="all cells"
+        ),
     ] = None,
     input_size: Annotated[int, Option(help="Units of x.", min=1)] = 128,
     hidden_size: Annotated[int, Option(help="Units of the states.", min=1)] = 128,
@@ -151,7 +153,9 @@ def _lacks_year(spec: CellSpec) -> bool:
 def tasks(
     name: Annotated[
         str | None,
-        Argument(help="A task's name, or path/to/file.py:task.", show_default="all tasks"),
+        Argument(
+            metavar="TASK", help="A task's name, or path/to/file.py:task.", show_default="all tasks"
+        ),
     ] = None,
 ) -> None:
     """List the tasks, or show one: options, settings, cases, what others have published."""

@@ -28,7 +28,7 @@ _SETTINGS = (
     "decay", "decay_epochs", "gradient_clip_value", "nonfinite", "accumulate", "average",
     "patience", "precision", "devices",
 )  # fmt: skip
-_MODEL, _TRAINING, _DATA, _RUN = "Model", "Training", "Data of your own", "Run"
+_MODEL, _TRAINING, _DATA, _RUN = "Model", "Training", "Data", "Run"
 
 
 def _option(help: str, panel: str, default: str | bool = True, metavar: str | None = None) -> Any:

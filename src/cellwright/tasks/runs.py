@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from cellwright import cells
-from cellwright.errors import UsageError
+from cellwright.errors import InputError, UsageError
 from cellwright.nn import explain
 from cellwright.tasks import records
 from cellwright.tasks.own import errors_named
@@ -91,7 +91,7 @@ def prepare(
     _check_sizes(settings)
     _check_first_batch(source, train, settings)
     # Built once before the folder is touched: what else is wrong with the cell is found here.
-    model: Any = _describe(source, settings, train).build(cells.load(settings.cell))
+    model = _build(source, settings, train)
     # Recorded by its name, so that a resumed run goes on with the very same engine.
     settings = settings.replace(engine=_engine(model, settings))
     if tensorboard:
@@ -271,6 +271,15 @@ def _part(data: Data, settings: Settings) -> tuple[Examples, Examples | None]:
     if not isinstance(data.train, SeriesSet):
         raise UsageError("--validation: only labelled series can be parted; leave it out")
     return split_stratified(data.train, settings.validation, settings.seed, stream=3)
+
+
+def _build(source: Source, settings: Settings, train: Examples) -> Any:
+    """The model; what is wrong with an option of its layers is said in the command line's words."""
+    try:
+        return _describe(source, settings, train).build(cells.load(settings.cell))
+    except InputError as error:
+        named = str(error).partition(":")[0]
+        raise UsageError(f"--layer {error}" if named in settings.layer else str(error)) from error
 
 
 def _describe(source: Source, settings: Settings, train: Examples) -> Description:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from cellwright.train.files import replacing
 
@@ -52,12 +52,25 @@ def draw(
                 label=f"test, at the end: {test[name]:.4g}",
             )
         axes.set_xlabel("epoch")
-        axes.xaxis.get_major_locator().set_params(integer=True)
+        axes.xaxis.get_major_locator().set_params(integer=True, min_n_ticks=1)
         axes.set_ylabel(name)
         if name == "loss":
             axes.set_yscale("log")
+            axes.yaxis.set_major_formatter(_plainly())
+            axes.yaxis.set_minor_formatter(_plainly())
         axes.grid(True, which="major", color="#dddddd", linewidth=0.8)
         axes.spines[["top", "right"]].set_visible(False)
         axes.legend(frameon=False, fontsize=9)
     with replacing(path) as temporary:
         figure.savefig(temporary, format="png", metadata={"Software": None})
+
+
+def _plainly() -> Any:
+    """Numbers of a logarithmic axis as 0.05, for as many of its marks as have room."""
+    from matplotlib.ticker import LogFormatter
+
+    class Plainly(LogFormatter):
+        def __call__(self, x: float, pos: int | None = None) -> str:
+            return f"{x:.4g}" if super().__call__(x, pos) else ""
+
+    return Plainly()
