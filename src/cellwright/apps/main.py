@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 import typer
@@ -69,8 +70,14 @@ def _options(
     pass
 
 
+def _warn(message: Warning | str, *_: Any, **__: Any) -> None:
+    """Show a warning without the line of code that it comes from."""
+    show.warn(str(message))
+
+
 def run() -> None:
     """Run the command line: exit code 0, 2 for a user's mistake, 130 for Ctrl-C."""
+    warnings.showwarning = _warn
     app(prog_name="cellwright")
 
 

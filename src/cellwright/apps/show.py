@@ -25,6 +25,11 @@ def plural(count: int, what: str) -> str:
     return f"{count:,} {what}{'s' * (count != 1)}"
 
 
+def warn(text: str) -> None:
+    """Print a warning as it is, on stderr."""
+    Console(stderr=True, highlight=False).print(Text(f"Warning: {text}"), soft_wrap=True)
+
+
 def complain(text: str) -> None:
     """Print an error as it is, on stderr."""
     Console(stderr=True, highlight=False).print(Text(f"Error: {text}"), soft_wrap=True)

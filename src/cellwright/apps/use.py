@@ -82,9 +82,10 @@ def predict(
         [each.series, each.predicted, f"{each.probability:.4f}", *([each.label or ""] * labelled)]
         for each in found
     ]
-    show.table(columns, shown[:rows])
+    if rows:
+        show.table(columns, shown[:rows])
     if len(shown) > rows:
-        show.say(f"... and {len(shown) - rows} more")
+        show.say(f"... and {len(shown) - rows} more" if rows else f"{len(shown)} series")
     if labelled:
         right = sum(each.predicted == each.label for each in found)
         show.say(f"\n{right} of {len(found)} as labelled ({right / len(found):.2%})")
