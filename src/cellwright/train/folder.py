@@ -170,7 +170,8 @@ def finished(output: str | os.PathLike[str]) -> RunFolder:
         if not (path / name).exists():
             hint = "this is not the folder of a run"
             if (path / "config.yaml").exists():
-                hint = f"its training has not ended; continue it: cellwright train --resume --output {path}"
+                again = f"cellwright train --resume --output {path}"
+                hint = f"its training has not ended; to go on: {again}"
             raise CheckpointError(f"{path}: {name} is missing; {hint}")
     return RunFolder(path, path)
 
