@@ -5,6 +5,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from lightning.fabric.plugins.environments.lightning import LightningEnvironment
 from lightning.pytorch import Trainer
@@ -40,7 +41,8 @@ class _Tried(TrainingModule):
 
     def on_train_start(self) -> None:
         super().on_train_start()
-        for each in self.trainer.callbacks:
+        trainer: Any = self.trainer
+        for each in trainer.callbacks:
             if hasattr(each, "progress_bar_refresh_rate"):
                 each.progress_bar_refresh_rate = 0
 
