@@ -167,6 +167,7 @@ def _watched(model: nn.Module) -> Iterator[list[_Event]]:
         if isinstance(module, RecurrentStack):
             module.__dict__["recur"] = _stepwise(module, name, events)
             module.__dict__["stacking"] = lambda *_: None  # one layer after the other
+            module.__dict__["quick_sequence"] = lambda *_: None  # and each by `recur`
             watched.append(module)
         elif not any(True for _ in module.children()):
             handles.append(module.register_forward_hook(_noting(name, events)))
@@ -176,7 +177,8 @@ def _watched(model: nn.Module) -> Iterator[list[_Event]]:
         for handle in handles:
             handle.remove()
         for module in watched:
-            del module.__dict__["recur"], module.__dict__["stacking"]
+            for name in ("recur", "stacking", "quick_sequence"):
+                del module.__dict__[name]
 
 
 def _noting(name: str, events: list[_Event]) -> Callable[..., None]:

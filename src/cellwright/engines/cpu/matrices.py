@@ -41,6 +41,8 @@ class Product:
         to the same gradient again is summed behind what was added before; with ``adds=False`` the
         sums begin at zero.
         """
+        if m == 0 or n == 0:
+            return
         for name, move in (moves or {}).items():
             place = len(outer.HEAD) + len(self.values) + outer.OUTER_ARGUMENTS.index(name)
             self.moves[place] = move
