@@ -144,7 +144,12 @@ def test_folders_that_are_no_runs(path, tmp_path):
 
 def test_a_run_that_has_not_ended_cannot_be_used(path):
     folder.write_config(folder.create(path, "task"), {})
-    refused(CheckpointError, "its training has not ended; continue it", folder.finished, path)
+    refused(
+        CheckpointError,
+        "its training has not ended; to go on: cellwright train --resume",
+        folder.finished,
+        path,
+    )
 
 
 def test_damaged_records(path):
