@@ -52,6 +52,7 @@ RULES = {
     "neg": lambda a: -a,
     "square": lambda a: a * a,
     "sqrt": lambda a: a**0.5,
+    "rsqrt": lambda a: a**-0.5,
     "abs": lambda a: torch.where(a > 0, a, torch.where(a < 0, -a, a * 0)),
     "maximum": torch.maximum,
     "minimum": torch.minimum,

@@ -23,7 +23,7 @@ DIFFERENTIABLE = [
 ]
 
 # Points at which an operator is smooth; outside of them a difference quotient means nothing.
-POSITIVE = {"log", "sqrt"}
+POSITIVE = {"log", "rsqrt", "sqrt"}
 AWAY_FROM_ZERO = {"abs", "relu"}
 APART = {"maximum", "minimum"}
 
@@ -126,7 +126,9 @@ MEANING = {
     "div": lambda a, b: a / b,
     "neg": lambda a: -a,
     "square": lambda a: a * a,
+    "fma": lambda a, b, c: a * b + c,
     "sqrt": np.sqrt,
+    "rsqrt": lambda a: 1 / np.sqrt(a),
     "abs": np.abs,
     "maximum": np.maximum,
     "minimum": np.minimum,

@@ -178,7 +178,7 @@ def layer_norm_expansion(original: Node) -> Node:
 
     center = average(operands)
     variance = average([apply("square", each - center) for each in operands])
-    return (operands[index] - center) * (as_node(1.0) / apply("sqrt", variance + eps))
+    return (operands[index] - center) * apply("rsqrt", variance + eps)
 
 
 def _layer_norm_type(types: Sequence[Type], attributes: Mapping[str, Any]) -> Type:
@@ -230,8 +230,13 @@ _ROWS = (
     Operator("div", "pointwise", 2, _common, lambda g, y, a, b: (g / b, -(g * y / b)), "a / b",
              "{0} / {1}", r"{0} \oslash {1}", 3, 4),
     Operator("neg", "pointwise", 1, _common, lambda g, y, a: (-g,), "-a", "-{0}", "-{0}", 4),
+    Operator("fma", "pointwise", 3, _common, lambda g, y, a, b, c: (g * b, g * a, g),
+             "a * b + c, on a processor rounded once", "{0} * {1} + {2}",
+             r"{0} \odot {1} + {2}", 2),
     _function("square", lambda g, y, a: (g * a * 2.0,), "a * a", cost=1),
     _function("sqrt", lambda g, y, a: (g * 0.5 / y,), "square root of a", r"\sqrt{{{0}}}", cost=6),
+    _function("rsqrt", lambda g, y, a: (g * (y * y * y) * -0.5,), "1 / square root of a",
+              r"1 / \sqrt{{{0}}}", cost=10),
     _function("abs", _abs_rule, "|a|, derivative 0 at 0", r"\lvert {0} \rvert", cost=1),
     _function("maximum", _extremum_rule("greater"), "the greater, NaN if either is",
               r"\max", cost=1, arity=2),

@@ -80,6 +80,7 @@ EXACT = {
     "exp": np.exp,
     "log": np.log,
     "sqrt": np.sqrt,
+    "rsqrt": lambda x: 1 / np.sqrt(x),
     "tanh": np.tanh,
     "sin": lambda x: angular(np.sin, x),
     "cos": lambda x: angular(np.cos, x),
@@ -91,6 +92,7 @@ EXACT_MP = {
     "exp": mpmath.exp,
     "log": mpmath.log,
     "sqrt": mpmath.sqrt,
+    "rsqrt": lambda x: 1 / mpmath.sqrt(x),
     "tanh": mpmath.tanh,
     "sin": mpmath.sin,
     "cos": mpmath.cos,
@@ -150,7 +152,7 @@ def double_values(name):
         parts += [quarters, quarters * (1 + draws.standard_normal(1000) * 1e-12)]
         x = np.concatenate(parts)
         return x[np.abs(x) <= LARGEST_ANGLE["float64"]]
-    return np.abs(x) if name in ("log", "sqrt") else x
+    return np.abs(x) if name in ("log", "rsqrt", "sqrt") else x
 
 
 @pytest.mark.parametrize("name", FUNCTIONS)
@@ -175,6 +177,7 @@ RIGHT = {  # of 0, -0, inf, -inf, NaN, 1e30, -1e30
     "exp": [1.0, 1.0, inf, 0.0, nan, inf, 0.0],
     "log": [-inf, -inf, inf, nan, nan, math.log(LARGE), nan],
     "sqrt": [0.0, -0.0, inf, nan, nan, 1e15, nan],
+    "rsqrt": [inf, -inf, 0.0, nan, nan, 1e-15, nan],
     "tanh": [0.0, -0.0, 1.0, -1.0, nan, 1.0, -1.0],
     "sigmoid": [0.5, 0.5, 1.0, 0.0, nan, 1.0, 0.0],
     "softplus": [math.log(2), math.log(2), inf, 0.0, nan, LARGE, 0.0],

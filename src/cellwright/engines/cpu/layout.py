@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from cellwright.engines.cpu.arrays import Array, Index, Kind, Sources
+from cellwright.engines.cpu.contraction import contracted
 from cellwright.engines.signature import Signature
 from cellwright.ir import ONE, Node, is_leaf, topological
 from cellwright.plan import Plan
@@ -30,7 +31,7 @@ class Layout:
     ):  # fmt: skip
         self.signature = signature
         self.output_is_state = output_is_state
-        self.plan: Plan = signature.plan
+        self.plan: Plan = contracted(signature.plan)
         self.sizes = signature.size
         inputs = self.plan.forward.inputs
         saved = self.plan.forward.saved.items() if saved_in_place else ()

@@ -174,14 +174,14 @@ def forward(
 
 
 def _forward_inputs(layout: Layout, *, keep: bool) -> Program | None:
-    graph = layout.plan.forward.inputs
-    if not graph:
+    plan = layout.plan.forward
+    if not plan.inputs:
         return None
     stores: Stores = {}
-    for name, node in graph.items():
+    for name, node in plan.inputs.items():
         stores.setdefault(node, []).append(layout.hoisted("inputs", name, Index.NONE))
     if keep:
-        for name, node in layout.plan.forward.saved_inputs.items():
+        for name, node in plan.saved_inputs.items():
             array = layout.array(name, node.size, Index.NONE, boolean=node.vector.boolean)
             stores.setdefault(node, []).append(array)
     sources = layout.leaves(stores, looped=False)

@@ -26,6 +26,7 @@ INFIX: Mapping[str, str] = {
 
 CALLS: Mapping[str, str] = {
     "neg": "-{}",
+    "fma": "{} * {} + {}",
     "square": "{0} * {0}",
     "abs": "tl.abs({})",
     "maximum": "maximum({}, {})",
@@ -45,6 +46,8 @@ CALLS: Mapping[str, str] = {
 SQRT = {
     ("sqrt", "tl.float32"): "tl.sqrt_rn({})",
     ("sqrt", "tl.float64"): "tl.sqrt({})",
+    ("rsqrt", "tl.float32"): "1.0 / tl.sqrt_rn({})",
+    ("rsqrt", "tl.float64"): "1.0 / tl.sqrt({})",
 }
 """Rounded correctly: in float32 the plain one is an approximation on a GPU."""
 
