@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from cellwright.engines.cpu import bfloat
 from cellwright.engines.cpu.arrays import Array, Index, Kind, Sources, Stores
@@ -16,6 +16,9 @@ NUMBERS = ("steps", "rows", "reverse", "ring", "barrier")
 
 NEAR = 3
 """Operations, other than functions, up to which a value is computed again rather than stored."""
+
+PAGE_LINES = 64
+"""Lines of a page of memory."""
 
 VECTOR = "vector"
 """Name, in chains, of what a program computes for its own products."""
@@ -68,22 +71,33 @@ class Program:
         return [*self.sources.values(), *stored, *words]
 
     def plan_temporaries(self, lanes: int) -> None:
-        """Give an array to every value that a later stage reads and that has none yet.
+        """Give a place to every value that a later stage reads and that has none yet.
 
         So has a single number that all units of a row read, which is computed once then. What is
-        near a value in memory (-a, square(a - mean)) is computed again instead.
+        near a value in memory (-a, square(a - mean)) is computed again instead. Values are columns
+        of one array, so that one address leads to all of them; those that are true or false are
+        arrays of their own.
         """
         multiplied = {each.inputs[1] for stage in self.stages for each in stage.products}
+        placed: list[Node] = []
         for stage in self.stages:
             for each in (*stage.stored, *stage.reductions, *_single_numbers(stage)):
                 if each in self.stores or (each not in multiplied and self._is_near(each)):
                     continue
-                name = f"temporary.{len(self.temporaries)}"
-                scalar = each.size == ONE
-                stride = 1 if scalar else -(-self.sizes[each.size] // lanes) * lanes
-                self.temporaries[name] = stride
+                scalar, boolean = each.size == ONE, each.vector.boolean
+                name = "temporary.numbers" if scalar else "temporary.units"
+                name = f"temporary.{len(placed)}" if boolean else name
+                offset = self.temporaries.get(name, 0)
                 kind = Kind.ROW if scalar else Kind.ROWS
-                self.stores[each] = [Array(name, kind, stride=stride, boolean=each.vector.boolean)]
+                self.stores[each] = [Array(name, kind, offset=offset, boolean=boolean)]
+                width = 1 if scalar else -(-self.sizes[each.size] // lanes) * lanes
+                # Whole pages apart, columns drive each other out of the processor's caches.
+                apart = lanes if width % (PAGE_LINES * lanes) == 0 else 0
+                self.temporaries[name] = offset + width + apart
+                placed.append(each)
+        for each in placed:
+            (array,) = self.stores[each]
+            self.stores[each] = [replace(array, stride=self.temporaries[array.slot])]
 
     def _is_near(self, each: Node) -> bool:
         """Whether it takes as long to load a value as to compute it from another one in memory."""
