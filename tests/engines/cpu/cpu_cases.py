@@ -186,3 +186,14 @@ def assert_equal(found, expected, what):
     for name, value in found.items():
         assert value.shape == expected[name].shape, f"{what}: shape of {name}"
         assert torch.equal(value, expected[name]), f"{what}: {name} has other bits"
+
+
+UNITS = {
+    "ALONE_BELOW": 0, "SHARE_ALONE_BELOW": 0, "SHARE_FROM": 0, "SHARE_EACH": 1, "LARGE_WEIGHTS": 0,
+}  # fmt: skip
+"""Limits of the runtime with which the units of a few rows are shared out, however few they are."""
+
+
+def share_units(monkeypatch):
+    for limit, value in UNITS.items():
+        monkeypatch.setattr(runtime, limit, value)

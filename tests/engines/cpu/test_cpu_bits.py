@@ -12,7 +12,7 @@ import llvmlite.binding as llvm
 import pytest
 import torch
 from engines.cases import CATALOGUE, Shape, make_call, options_for, results_of
-from engines.cpu.cpu_cases import ENGINE, Guards, assert_equal, by_cpu, by_engine, cast
+from engines.cpu.cpu_cases import ENGINE, UNITS, Guards, assert_equal, by_cpu, by_engine, cast
 from engines.test_backward import UNUSUAL
 
 from cellwright.engines import Cotangents
@@ -82,7 +82,7 @@ class Launches:
 
 SHARED = {
     "batch": {"ALONE_BELOW": 0, "SUMS_ALONE_BELOW": 0, "LARGE_WEIGHTS": 1 << 60, "MANY_ROWS": 1},
-    "units": {"ALONE_BELOW": 0, "LARGE_WEIGHTS": 0, "MANY_ROWS": 1 << 40, "SHARE_FROM": 0},
+    "units": {"MANY_ROWS": 1 << 40, **UNITS},
 }
 
 

@@ -7,7 +7,7 @@ import torch
 from engines.cpu.test_cpu_bits import Launches
 
 import cellwright as cw
-from cellwright.engines.cpu import lanes, repeated, wavefront
+from cellwright.engines.cpu import lanes, repeated, runtime, wavefront
 
 
 @pytest.fixture(autouse=True)
@@ -161,3 +161,46 @@ def test_layers_of_a_stack_start_together(cell, monkeypatch):
         assert torch.equal(layer(x)[0], changed)
         monkeypatch.setattr(wavefront, "are_faster", lambda signatures, x: False)
         assert torch.equal(layer(x)[0], changed)
+
+
+@pytest.mark.parametrize("cell", ["lstm", "layer_norm_lstm"])
+def test_one_thread_and_several_take_turns_where_either_may_be_faster(cell, monkeypatch):
+    for limit in ("CLOSE_FROM", "CLOSE_ALONE_BELOW"):
+        monkeypatch.setattr(runtime, limit, 0)
+    torch.set_num_threads(2)
+    with torch.no_grad():
+        layer, x = cw.nn.Recurrent(cell, 5, 40), torch.randn(6, 1, 5)
+        first = outputs(layer(x))
+        layer(x)
+        assert all(all(map(torch.equal, outputs(layer(x)), first)) for _ in range(repeated.TRIALS))
+    assert isinstance([*repeated._ready.runs.values()][-1], repeated.Rivals)
+
+
+def test_the_faster_way_is_taken(monkeypatch):
+    now, taken = [0.0], []
+
+    def way(number, time):
+        def run(call):
+            taken.append(number)
+            now[0] += time[0]
+
+        return run
+
+    slow, quick = [3.0], [1.0]
+    monkeypatch.setattr(repeated, "perf_counter", lambda: now[0])
+    rivals = repeated.Rivals([way(0, slow), way(1, quick)])
+
+    def share_of_first():
+        taken.clear()
+        for _ in range(10 * repeated.AGAIN):
+            rivals(None)
+        return taken.count(0) / len(taken)
+
+    assert share_of_first() < 0.1
+    quick[0] = 9.0
+    for _ in range(8):
+        rivals(None)
+    assert share_of_first() > 0.9
+    quick[0] = 1.0
+    share_of_first()
+    assert share_of_first() < 0.1

@@ -7,12 +7,12 @@ from dataclasses import replace
 import pytest
 import torch
 from engines.cases import CATALOGUE, Shape, draw_cotangents, make_call, options_for
-from engines.cpu.cpu_cases import ENGINE, assert_equal, by_cpu, cast
+from engines.cpu.cpu_cases import ENGINE, assert_equal, by_cpu, cast, share_units
 from engines.cpu.test_cpu_layers import B, I, T, make, randn, some_state, train
 from engines.test_backward import UNUSUAL
 from engines.test_finite_differences import check_by_differences
 
-from cellwright.engines.cpu import jit, memory, pages, runtime, spans, threads
+from cellwright.engines.cpu import jit, memory, pages, spans, threads
 from cellwright.engines.keeping import checkpoints, spacing
 from cellwright.plan import SAVES, StepOptions
 
@@ -82,8 +82,7 @@ def test_threads_and_processors(save, monkeypatch):
     """As for the whole sequence: not a bit depends on who computes."""
     results, gradients, cotangents = by_cpu(call_of("lstm, everything"))
     in_spans(monkeypatch, 6)
-    monkeypatch.setattr(runtime, "ALONE_BELOW", 0)
-    monkeypatch.setattr(runtime, "SHARE_FROM", 0)
+    share_units(monkeypatch)
     torch.set_num_threads(2)
     teams = set()
     launch = threads.launch

@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
-from engines.cpu.cpu_cases import assert_equal
+from engines.cpu.cpu_cases import assert_equal, share_units
 from engines.cpu.test_cpu_layers import H, I, make, randn, train
 from llvmlite import ir
 
@@ -94,8 +94,7 @@ def test_torchs_number_is_obeyed(monkeypatch):
 
 def test_a_team_that_is_larger_than_the_machine(library, monkeypatch):
     """torch lets its number be anything; shares wait for each other, and none may be missing."""
-    for limit, value in (("ALONE_BELOW", 0), ("SHARE_FROM", 0), ("LARGE_WEIGHTS", 0)):
-        monkeypatch.setattr(runtime, limit, value)
+    share_units(monkeypatch)
     layer = make("lstm", hidden_size=70)
     x = randn(9, 2, I)
     expected = train(layer, x)
@@ -133,8 +132,7 @@ def test_callers_at_the_same_time(library, shared, monkeypatch):
     """Each has its own working memory and arguments, also of a layer that they share."""
     monkeypatch.setattr(runtime, "ALONE_BELOW", 0)
     if shared == "units":
-        monkeypatch.setattr(runtime, "LARGE_WEIGHTS", 0)
-        monkeypatch.setattr(runtime, "SHARE_FROM", 0)
+        share_units(monkeypatch)
     torch.set_num_threads(2)
     layer = make("lstm", hidden_size=33, num_layers=2)
     inputs = [randn(12, 3 + number, I, seed=number) for number in range(4)]

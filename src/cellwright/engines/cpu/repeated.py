@@ -7,8 +7,10 @@ with the same extents once more, its arguments and its working memory are made r
 from __future__ import annotations
 
 import ctypes
+import math
 import threading
 from collections.abc import Callable, Sequence
+from time import perf_counter
 from typing import Any, TypeVar
 
 import torch
@@ -18,6 +20,7 @@ from cellwright.engines.cpu import jit, threads
 from cellwright.engines.cpu.kernels import Kernels, kernels
 from cellwright.engines.cpu.members import lanes_driver
 from cellwright.engines.cpu.pages import quick_empty
+from cellwright.engines.cpu.runtime import other_way
 from cellwright.engines.protocol import Call, Result
 
 MOST = 1 << 28
@@ -25,6 +28,9 @@ MOST = 1 << 28
 
 CALLS = 128
 """Kinds of calls that stay ready in each thread of Python; for one more all make room."""
+
+TRIALS, AGAIN = 8, 32
+"""Calls in which two ways take turns at first, and between the later trials of the slower one."""
 
 LARGE = 1 << 20
 """Weights of a program from which on a second place for them is too much memory."""
@@ -117,7 +123,11 @@ def _find(call: Call, how: object, make: Callable[[Any], Any], what: object) -> 
 
 def _alone(call: Call) -> Run | None:
     bound = bound_like(call, threads.count())
-    return None if bound is None else _run_alone(bound)
+    if bound is None:
+        return None
+    other = bound.other()
+    run = _run_alone(bound)
+    return run if other is None else Rivals([run, _run_alone(other)])
 
 
 def _run_alone(bound: BoundCall) -> Run:
@@ -147,6 +157,33 @@ def _together(calls: Sequence[Call]) -> RunTogether | None:
         return [bound.leave(*each) for bound, each in zip(bounds, entered, strict=True)]
 
     return run
+
+
+class Rivals:
+    """Ways to the same bits: the one that takes less time now, the other tried now and then.
+
+    Args:
+        runs: two ways to run calls of one kind.
+    """
+
+    def __init__(self, runs: Sequence[Run]):
+        self._runs = runs
+        self._times = [math.inf, math.inf]
+        self._turn = 0
+
+    def __call__(self, call: Call) -> Result:
+        turn, times = self._turn, self._times
+        self._turn = turn + 1
+        which = 0 if times[0] <= times[1] else 1
+        first = turn < TRIALS
+        if first or turn % AGAIN == 0:
+            which = turn & 1 if first else 1 - which
+        begin = perf_counter()
+        result = self._runs[which](call)
+        took, before = perf_counter() - begin, times[which]
+        # Other programs may hold one call up for long.
+        times[which] = min(took, before) if first else before + (min(took, 2 * before) - before) / 4
+        return result
 
 
 class _Lanes(threads.Prepared):
@@ -183,11 +220,18 @@ def bound_like(call: Call, team: int) -> BoundCall | None:
 class BoundCall:
     """The forward pass of calls like this one, with memory of its own.
 
+    Args:
+        call: one of them.
+        made: its kernels.
+        team: threads.
+        way: what of the loop is shared out among how many of them, if not as always.
+
     Attributes:
         programs: in their order.
     """
 
-    def __init__(self, call: Call, made: Kernels, team: int):
+    def __init__(self, call: Call, made: Kernels, team: int, way: tuple[int, int] | None = None):
+        self._made = call, made, team
         plan, sizes, dtype = call.signature.plan, call.signature.size, call.x.dtype
         steps, rows = call.x.shape[:2]
         weights = [_whole(each) for each in call.weights]
@@ -197,9 +241,11 @@ class BoundCall:
         if inputs is not None:
             self._inputs = torch.empty(steps * rows * found.width, dtype=dtype)
             self._at["inputs"] = self._inputs.data_ptr()
-            self.programs.append(inputs.bind(weights, 1, steps * rows, alone=team == 1))
-        how = {"reverse": call.reverse, "ring": True, "alone": team == 1}
-        self.programs.append(loop.bind(weights, steps, rows, **how))
+            alone = (threads.ROWS, 1) if team == 1 else None
+            self.programs.append(inputs.bind(weights, 1, steps * rows, way=alone))
+        way = (threads.ROWS, 1) if team == 1 else way
+        bound = loop.bind(weights, steps, rows, reverse=call.reverse, ring=True, way=way)
+        self.programs.append(bound)
         self.launches = [launch for each in self.programs for launch in each.launches]
         last = call.steps[-1]
         # Bytes that are skipped to the last step of the output, or the address of the state that
@@ -228,6 +274,13 @@ class BoundCall:
         ]
         units = sizes[plan.forward.output.size]
         self._output = (steps, rows, units), (rows * units, units, 1), dtype
+
+    def other(self) -> BoundCall | None:
+        """The same with a loop that may be faster, where there is one."""
+        call, made, team = self._made
+        work = self.programs[-1].compiled.work
+        way = other_way(work, *call.x.shape[:2]) if team > 1 else None
+        return None if way is None else BoundCall(call, made, team, way)
 
     def enter(self, call: Call) -> tuple[Tensor, list[Tensor]]:
         """Let the programs work on a call; returns its output to be, and what they will read."""

@@ -19,15 +19,21 @@ from cellwright.engines.cpu.memory import memory
 from cellwright.engines.cpu.ordered import LARGE_PACK, OrderedWeights, Weight
 from cellwright.engines.cpu.program import ENTRY, NUMBERS, Program, weights_slot
 
-SHARE_FROM = 120_000
-"""Multiplications in a step from which the units of a small batch are shared out."""
+SHARE_FROM, SHARE_EACH = 50_000, 8_000
+"""Multiplications in a step from which the units of a small batch are shared out, and of each
+thread then, at least. Where threads reach each other's memory fast, less than that pays too."""
+
+CLOSE_FROM, CLOSE_TO = 12_000, 120_000
+"""Multiplications in a step between which it follows from the machine, and from what else runs on
+it, whether the units are better shared out."""
 
 LARGE_WEIGHTS, MANY_ROWS = 300_000, 48
 """Weights that do not fit a processor's own cache are better shared out than read by every
 thread, unless each thread has many rows to use them for."""
 
-ALONE_BELOW = 4_000_000
-"""Multiplications in a whole run below which one thread does it."""
+ALONE_BELOW, SHARE_ALONE_BELOW, CLOSE_ALONE_BELOW = 4_000_000, 1_500_000, 800_000
+"""Multiplications in a whole run below which one thread does it: where rows would be shared out,
+where units would, and where it is not known whether that is faster."""
 
 POINTWISE_ALONE_BELOW = 16_384
 """Elements of a pass without products below which one thread does it."""
@@ -69,12 +75,28 @@ def way(work: int, steps: int, rows: int) -> tuple[int, int]:
         work: multiplications of a row in a step.
         steps, rows: extents of the loop.
     """
-    team = threads.count()
-    if rows * work * steps < ALONE_BELOW:
-        return threads.ROWS, 1
-    if rows >= 2 * team and (rows >= MANY_ROWS * team or work < LARGE_WEIGHTS):
-        return threads.ROWS, team
-    return threads.SHARES, team if rows * work >= SHARE_FROM else 1
+    team, in_step = threads.count(), rows * work
+    if _by_rows(work, rows, team):
+        return threads.ROWS, team if in_step * steps >= ALONE_BELOW else 1
+    if in_step < SHARE_FROM or in_step * steps < SHARE_ALONE_BELOW:
+        return threads.SHARES, 1
+    return threads.SHARES, max(1, min(team, in_step // SHARE_EACH))
+
+
+def other_way(work: int, steps: int, rows: int) -> tuple[int, int] | None:
+    """Another way that may be faster than :func:`way`; None where there is hardly any."""
+    team, in_step = threads.count(), rows * work
+    close = CLOSE_FROM <= in_step < CLOSE_TO and in_step * steps >= CLOSE_ALONE_BELOW
+    if team < 2 or not close or _by_rows(work, rows, team):
+        return None
+    if way(work, steps, rows)[1] > 1:
+        return threads.SHARES, 1
+    return threads.SHARES, max(2, min(team, in_step // SHARE_EACH))
+
+
+def _by_rows(work: int, rows: int, team: int) -> bool:
+    """Whether rows rather than units are shared out, if anything is."""
+    return rows >= 2 * team and (rows >= MANY_ROWS * team or work < LARGE_WEIGHTS)
 
 
 class Compiled:
@@ -274,16 +296,16 @@ class Compiled:
 
     def bind(
         self, weights: Sequence[Tensor], steps: int, rows: int, *, reverse: bool = False,
-        ring: bool = False, alone: bool = False,
+        ring: bool = False, way: tuple[int, int] | None = None,
     ) -> Bound:  # fmt: skip
         """The same as packing and :meth:`run`, with memory of its own for these extents.
 
         Args:
             weights: of a call, contiguous; others may follow.
             steps, rows, reverse, ring: as in :meth:`run`.
-            alone: one thread does it.
+            way: what is shared out among how many threads, if not as in :meth:`run`.
         """
-        how, team = (threads.ROWS, 1) if alone else self._way(steps, rows)
+        how, team = way or self._way(steps, rows)
         values, place, held = self._room(rows, team if how == threads.SHARES else 1)
         _extents(values, self._extents_at, steps, rows, reverse, 1 if ring else -1)
         brief = rows * self.work * steps < ALONE_BELOW
@@ -291,7 +313,7 @@ class Compiled:
         place_weights: Callable[[Sequence[Tensor]], None] | None = None
         if self.packed:
             place_weights, packer, copies = self.weights.bind(held[0], weights)
-            most = threads.count() if self.packed > LARGE_PACK and not alone else 1
+            most = threads.count() if self.packed > LARGE_PACK and way is None else 1
             launches.insert(0, threads.Launch(packer, copies, 1, threads.SHARES, most, brief))
         fill, at_pointers, names = self._pointers, self._pointers_at, self._pointed
         fixed = {name: values[self.program.slots[name]] for name in self._own_slots()}

@@ -14,10 +14,12 @@ from torch import Tensor
 from cellwright.engines.cpu import jit, threads
 from cellwright.engines.cpu.kernels import Kernels, kernels
 from cellwright.engines.cpu.pages import quick_empty
-from cellwright.engines.cpu.runtime import SHARE_FROM
 from cellwright.engines.cpu.threads import SHARES, Launch, Prepared
 from cellwright.engines.cpu.watching import Watch
 from cellwright.engines.signature import Signature
+
+SHARE_FROM = 120_000
+"""Multiplications in a step from which its units are shared out, to threads started for it."""
 
 _address = Tensor.data_ptr
 
