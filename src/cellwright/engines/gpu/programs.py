@@ -10,6 +10,7 @@ from dataclasses import replace
 
 from cellwright.engines.cpu import programs
 from cellwright.engines.cpu.arrays import Index, Sources, Stores
+from cellwright.engines.cpu.contraction import contracted
 from cellwright.engines.cpu.program import Program
 from cellwright.engines.gpu.frame import independent_heads
 from cellwright.engines.signature import Signature
@@ -17,7 +18,7 @@ from cellwright.engines.signature import Signature
 
 def forward(signature: Signature, *, keep: bool) -> Program:
     """The forward loop; what is hoisted is computed before it."""
-    plan = signature.plan
+    plan = contracted(signature.plan)
     made = programs.forward(signature, keep=keep, apart=True).loop
     sources: Sources = {}
     for node, array in made.sources.items():
