@@ -34,8 +34,7 @@ def directions(settings: Settings) -> Part:
         layer = cw.nn.LSTM(shape.I, shape.H, bidirectional=True)
         x = torch.randn(shape.T, shape.B, shape.I)
         signature = layer.signature(0, lengths=False, reset=False, trace=False)
-        taken = lanes.are_faster(signature, x)
         both_modes(
-            part, settings, layer, x, lanes, taken=taken, cells=[shape], data=shape.as_dict()
+            part, settings, layer, x, lanes, asked=signature, cells=[shape], data=shape.as_dict()
         )
     return part

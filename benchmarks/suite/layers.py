@@ -35,9 +35,8 @@ def layers(settings: Settings) -> Part:
                 layer.signature(number, lengths=False, reset=False, trace=False)
                 for number in range(depth)
             ]
-            taken = wavefront.are_faster(found, x)
             data = {**shape.as_dict(), "layers": depth}
             both_modes(
-                part, settings, layer, x, wavefront, taken=taken, cells=[shape, depth], data=data
+                part, settings, layer, x, wavefront, asked=found, cells=[shape, depth], data=data
             )
     return part

@@ -238,23 +238,25 @@ def run_all(calls: Sequence[Call]) -> list[Result]:
     first = calls[0]
     if len(calls) > 1 and not _is_recorded() and not transforms.are_active():
         engine = _engine(first, AT_RUN_TIME)
-        way = engine.side_by_side(first.signature, first.x)
+        keep = _keep(calls)
+        way = engine.side_by_side(first.signature, first.x, keep=keep)
         if way is not None and all(map(direct.is_possible, calls)):
-            return beside.run(calls, way, engine, keep=_keep(calls))
+            return beside.run(calls, way, engine, keep=keep)
     return [run(call) for call in calls]
 
 
-def stacking(signatures: Sequence[Signature], x: Tensor) -> SideBySide | None:
+def stacking(signatures: Sequence[Signature], x: Tensor, *, keep: bool) -> SideBySide | None:
     """How the layers of a stack are carried out at the same time; None if they are not.
 
     Args:
         signatures: of the layers, which differ in their sizes only.
         x: of the first one; only its shape, dtype and device are read.
+        keep: whether gradients are wanted.
     """
     if _is_recorded() or transforms.are_active():
         return None
     engine = choice.choose(signatures[0], x.device, x.dtype).engine
-    return engine.stacked(signatures, x)
+    return engine.stacked(signatures, x, keep=keep)
 
 
 def run_stack(calls: Sequence[Call], way: SideBySide) -> list[Result]:

@@ -166,16 +166,19 @@ class Engine(Protocol):
         """
         return None
 
-    def side_by_side(self, signature: Signature, x: Tensor) -> SideBySide | None:
+    def side_by_side(self, signature: Signature, x: Tensor, *, keep: bool) -> SideBySide | None:
         """How both directions of a layer run at the same time; None where that is no faster.
 
         Args:
             signature: of the layer.
             x: (T, B, input); only its shape and dtype are read.
+            keep: whether gradients are wanted.
         """
         return None
 
-    def stacked(self, signatures: Sequence[Signature], x: Tensor) -> SideBySide | None:
+    def stacked(
+        self, signatures: Sequence[Signature], x: Tensor, *, keep: bool
+    ) -> SideBySide | None:
         """How the layers of a stack run at the same time; None where that is no faster.
 
         Its calls are the layers from the first. They begin with the x of the first and the
@@ -185,6 +188,7 @@ class Engine(Protocol):
         Args:
             signatures: of the layers, in one direction.
             x: (T, B, input) of the first; only its shape and dtype are read.
+            keep: whether gradients are wanted.
         """
         return None
 

@@ -87,10 +87,11 @@ def _at_the_same_time(layer: RecurrentStack, engine: Engine, x: Tensor, *, lengt
         layer.signature(number, lengths=lengths, reset=False, trace=False)
         for number in range(layer.num_layers)
     ]
+    keep = torch.is_grad_enabled()
     if layer.bidirectional:
-        beside = engine.side_by_side(signatures[0], x) is not None
+        beside = engine.side_by_side(signatures[0], x, keep=keep) is not None
         return "; both directions run at the same time, on a thread each" if beside else ""
-    if layer.num_layers == 1 or engine.stacked(signatures, x) is None:
+    if layer.num_layers == 1 or engine.stacked(signatures, x, keep=keep) is None:
         return ""
     if layer.applies_dropout:
         return "; one layer after the other, because of the dropout between them"

@@ -289,7 +289,7 @@ class RecurrentStack(WeightHolder):
         """How the layers run at the same time; None where they run one after the other."""
         if self.num_layers == 1 or self.bidirectional or self.applies_dropout:
             return None
-        return stacking(signatures, x)
+        return stacking(signatures, x, keep=is_grad_enabled())
 
     # Checking ----------------------------------------------------------------------------
 

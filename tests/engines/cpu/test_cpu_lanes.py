@@ -129,7 +129,7 @@ def ways(monkeypatch):
     monkeypatch.setattr(lanes, "forward", forward)
 
     def go(beside):
-        monkeypatch.setattr(lanes, "are_faster", lambda signature, x: beside)
+        monkeypatch.setattr(lanes, "are_faster", lambda *_, **how: beside)
         return seen
 
     return go
@@ -210,14 +210,17 @@ def signature_of(hidden):
 
 
 def test_the_way_follows_from_the_shapes():
-    def beside(steps, rows, hidden):
-        return lanes.are_faster(signature_of(hidden), torch.empty(steps, rows, 8))
+    def beside(steps, rows, hidden, keep=False):
+        return lanes.are_faster(signature_of(hidden), torch.empty(steps, rows, 8), keep=keep)
 
     torch.set_num_threads(2)
     assert beside(100, 1, 64)  # a loop on one thread
     assert beside(100, 4, 128)  # two rows a thread
     assert beside(100, 32, 128)  # sixteen rows a thread, of two directions
     assert not beside(5, 1, 16)  # done before another thread has begun
+    assert not beside(100, 1, 64, keep=True)  # ready training calls have less around them
+    assert beside(1000, 1, 64, keep=True)
+    assert not beside(1000, 1, 256, keep=True)  # units are shared out
     assert not beside(784, 128, 128)  # very long
     torch.set_num_threads(4)
     assert not beside(100, 32, 128)  # two directions would leave two threads idle
@@ -225,6 +228,7 @@ def test_the_way_follows_from_the_shapes():
     assert not beside(100, 1, 64)
 
 
+@torch.no_grad()
 def test_explain_tells():
     torch.set_num_threads(2)
     layer = cw.nn.LSTM(8, 64, bidirectional=True, batch_first=True)

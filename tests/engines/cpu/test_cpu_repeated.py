@@ -7,7 +7,7 @@ import torch
 from engines.cpu.test_cpu_bits import Launches
 
 import cellwright as cw
-from cellwright.engines.cpu import lanes, repeated, runtime, wavefront
+from cellwright.engines.cpu import lanes, repeated, rivals, runtime, wavefront
 
 
 @pytest.fixture(autouse=True)
@@ -116,7 +116,7 @@ def test_several_threads_of_python(team):
 
 
 def test_both_directions_start_together(monkeypatch):
-    monkeypatch.setattr(lanes, "are_faster", lambda signature, x: True)
+    monkeypatch.setattr(lanes, "are_faster", lambda *_, **how: True)
     torch.set_num_threads(2)
     layer = cw.nn.LSTM(5, 18, bidirectional=True)
     x, other = torch.randn(2, 9, 4, 5)
@@ -139,7 +139,7 @@ def test_both_directions_start_together(monkeypatch):
 
 @pytest.mark.parametrize("cell", ["lstm", "gru_v1", "elman"])
 def test_layers_of_a_stack_start_together(cell, monkeypatch):
-    monkeypatch.setattr(wavefront, "are_faster", lambda signatures, x: True)
+    monkeypatch.setattr(wavefront, "are_faster", lambda *_, **how: True)
     torch.set_num_threads(2)
     layer = cw.nn.Recurrent(cell, 5, 18, num_layers=3)
     x, other = torch.randn(2, 21, 2, 5)
@@ -159,7 +159,7 @@ def test_layers_of_a_stack_start_together(cell, monkeypatch):
         assert not torch.equal(changed, first[0])
         torch.set_num_threads(1)
         assert torch.equal(layer(x)[0], changed)
-        monkeypatch.setattr(wavefront, "are_faster", lambda signatures, x: False)
+        monkeypatch.setattr(wavefront, "are_faster", lambda *_, **how: False)
         assert torch.equal(layer(x)[0], changed)
 
 
@@ -172,35 +172,29 @@ def test_one_thread_and_several_take_turns_where_either_may_be_faster(cell, monk
         layer, x = cw.nn.Recurrent(cell, 5, 40), torch.randn(6, 1, 5)
         first = outputs(layer(x))
         layer(x)
-        assert all(all(map(torch.equal, outputs(layer(x)), first)) for _ in range(repeated.TRIALS))
-    assert isinstance([*repeated._ready.runs.values()][-1], repeated.Rivals)
+        taken, choose = set(), rivals.Rivals.choose
+        monkeypatch.setattr(
+            rivals.Rivals, "choose", lambda self: taken.add(way := choose(self)) or way
+        )
+        assert all(all(map(torch.equal, outputs(layer(x)), first)) for _ in range(rivals.TRIALS))
+        assert taken == {0, 1}
 
 
-def test_the_faster_way_is_taken(monkeypatch):
-    now, taken = [0.0], []
-
-    def way(number, time):
-        def run(call):
-            taken.append(number)
-            now[0] += time[0]
-
-        return run
-
-    slow, quick = [3.0], [1.0]
-    monkeypatch.setattr(repeated, "perf_counter", lambda: now[0])
-    rivals = repeated.Rivals([way(0, slow), way(1, quick)])
+def test_the_faster_way_is_taken():
+    times, found = [3.0, 1.0], rivals.Rivals()
 
     def share_of_first():
-        taken.clear()
-        for _ in range(10 * repeated.AGAIN):
-            rivals(None)
+        taken = []
+        for _ in range(10 * rivals.AGAIN):
+            taken.append(found.choose())
+            found.note(taken[-1], times[taken[-1]])
         return taken.count(0) / len(taken)
 
     assert share_of_first() < 0.1
-    quick[0] = 9.0
+    times[1] = 9.0
     for _ in range(8):
-        rivals(None)
+        found.note(found.choose(), 9.0)
     assert share_of_first() > 0.9
-    quick[0] = 1.0
+    times[1] = 1.0
     share_of_first()
     assert share_of_first() < 0.1

@@ -191,7 +191,7 @@ def ways(monkeypatch):
     monkeypatch.setattr(wavefront, "piece_of", lambda steps: 4)
 
     def go(beside):
-        monkeypatch.setattr(wavefront, "are_faster", lambda signatures, x: beside)
+        monkeypatch.setattr(wavefront, "are_faster", lambda *_, **how: beside)
         return seen
 
     return go
@@ -337,7 +337,7 @@ def test_stacks_of_other_extents_do_not_pile_up(ways, monkeypatch):
 
 @needs_fork
 def test_forked_children():
-    stacked = START.replace(", 160)", ", 64, num_layers=2)").replace("(20, 32,", "(200, 1,")
+    stacked = START.replace(", 160)", ", 64, num_layers=2)").replace("(20, 32,", "(1000, 1,")
     check_ = """
 assert "layers run at the same time" in cw.explain(layer, x).reason
 """
@@ -348,18 +348,20 @@ assert "layers run at the same time" in cw.explain(layer, x).reason
 
 
 def test_the_way_follows_from_the_shapes():
-    def beside(steps, rows, hidden, layers=2):
+    def beside(steps, rows, hidden, layers=2, keep=False):
         layer = cw.nn.LSTM(8, hidden, num_layers=layers)
         signatures = [
             layer.signature(number, lengths=False, reset=False, trace=False)
             for number in range(layers)
         ]
-        return wavefront.are_faster(signatures, torch.empty(steps, rows, 8))
+        return wavefront.are_faster(signatures, torch.empty(steps, rows, 8), keep=keep)
 
     torch.set_num_threads(2)
     assert beside(100, 1, 64)
     assert beside(100, 1, 128, layers=3)
     assert not beside(5, 1, 64)  # done before another thread has begun
+    assert not beside(100, 1, 64, keep=True)  # ready training calls have less around them
+    assert beside(1000, 1, 64, keep=True)
     assert beside(100, 8, 128, layers=3)  # few rows are shared out
     assert not beside(100, 16, 128)  # many are
     assert beside(100, 1, 180)  # units are
@@ -371,6 +373,7 @@ def test_the_way_follows_from_the_shapes():
     assert not beside(100, 1, 64)
 
 
+@torch.no_grad()
 def test_explain_tells():
     torch.set_num_threads(2)
     layer = cw.nn.LSTM(8, 64, num_layers=2)

@@ -67,13 +67,15 @@ class CpuEngine(Engine):
             return "products are of bfloat16 numbers, with float32 sums"
         return NO_BF16
 
-    def side_by_side(self, signature: Signature, x: Tensor) -> SideBySide | None:
+    def side_by_side(self, signature: Signature, x: Tensor, *, keep: bool) -> SideBySide | None:
         """How both directions of a layer run at the same time; None where that is no faster."""
-        return lanes if lanes.are_faster(signature, x) else None
+        return lanes if lanes.are_faster(signature, x, keep=keep) else None
 
-    def stacked(self, signatures: Sequence[Signature], x: Tensor) -> SideBySide | None:
+    def stacked(
+        self, signatures: Sequence[Signature], x: Tensor, *, keep: bool
+    ) -> SideBySide | None:
         """How the layers of a stack run at the same time; None where that is no faster."""
-        return wavefront if wavefront.are_faster(signatures, x) else None
+        return wavefront if wavefront.are_faster(signatures, x, keep=keep) else None
 
     def forward(self, call: Call, *, keep: bool) -> Result:
         """Run the forward programs."""

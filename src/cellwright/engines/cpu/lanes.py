@@ -27,6 +27,10 @@ LEAST = 1_000_000
 """Multiplications in a direction's loop from which a thread for each pays, though it may have to
 be woken."""
 
+LEAST_TRAINING, SMALL_WEIGHTS = 10_000_000, 150_000
+"""The same with gradients: calls that come again are ready only one after the other. And for one
+row, weights up to which the backward loop is no faster if two threads share its units."""
+
 LONG = 1 << 16
 """Rows times steps from which two directions at once no longer find room for what they keep."""
 
@@ -63,7 +67,7 @@ class Lane(OneCall):
         self._tasks, self.held = [], []
 
 
-def are_faster(signature: Signature, x: Tensor) -> bool:
+def are_faster(signature: Signature, x: Tensor, *, keep: bool) -> bool:
     """Whether both directions of a layer are faster on a thread each, by the shapes.
 
     They are where a loop by itself would run on one thread, and on two threads up to very many
@@ -75,7 +79,9 @@ def are_faster(signature: Signature, x: Tensor) -> bool:
     steps, rows = x.shape[0], x.shape[1]
     double = x.dtype == torch.float64
     work = kernels(signature.text, double, jit.features_limit()).step_work
-    if steps * rows * work < LEAST:
+    if steps * rows * work < (LEAST_TRAINING if keep else LEAST):
+        return False
+    if keep and rows == 1 and work > SMALL_WEIGHTS:
         return False
     _, shared = way(work, steps, rows)
     return shared == 1 or (team == 2 and steps * rows < LONG)

@@ -7,7 +7,6 @@ with the same extents once more, its arguments and its working memory are made r
 from __future__ import annotations
 
 import ctypes
-import math
 import threading
 from collections.abc import Callable, Sequence
 from time import perf_counter
@@ -20,6 +19,7 @@ from cellwright.engines.cpu import jit, threads
 from cellwright.engines.cpu.kernels import Kernels, kernels
 from cellwright.engines.cpu.members import lanes_driver
 from cellwright.engines.cpu.pages import quick_empty
+from cellwright.engines.cpu.rivals import Rivals
 from cellwright.engines.cpu.runtime import other_way
 from cellwright.engines.protocol import Call, Result
 
@@ -28,9 +28,6 @@ MOST = 1 << 28
 
 CALLS = 128
 """Kinds of calls that stay ready in each thread of Python; for one more all make room."""
-
-TRIALS, AGAIN = 8, 32
-"""Calls in which two ways take turns at first, and between the later trials of the slower one."""
 
 LARGE = 1 << 20
 """Weights of a program from which on a second place for them is too much memory."""
@@ -127,7 +124,7 @@ def _alone(call: Call) -> Run | None:
         return None
     other = bound.other()
     run = _run_alone(bound)
-    return run if other is None else Rivals([run, _run_alone(other)])
+    return run if other is None else _run_faster([run, _run_alone(other)])
 
 
 def _run_alone(bound: BoundCall) -> Run:
@@ -159,31 +156,16 @@ def _together(calls: Sequence[Call]) -> RunTogether | None:
     return run
 
 
-class Rivals:
-    """Ways to the same bits: the one that takes less time now, the other tried now and then.
+def _run_faster(runs: Sequence[Run]) -> Run:
+    rivals = Rivals()
 
-    Args:
-        runs: two ways to run calls of one kind.
-    """
-
-    def __init__(self, runs: Sequence[Run]):
-        self._runs = runs
-        self._times = [math.inf, math.inf]
-        self._turn = 0
-
-    def __call__(self, call: Call) -> Result:
-        turn, times = self._turn, self._times
-        self._turn = turn + 1
-        which = 0 if times[0] <= times[1] else 1
-        first = turn < TRIALS
-        if first or turn % AGAIN == 0:
-            which = turn & 1 if first else 1 - which
-        begin = perf_counter()
-        result = self._runs[which](call)
-        took, before = perf_counter() - begin, times[which]
-        # Other programs may hold one call up for long.
-        times[which] = min(took, before) if first else before + (min(took, 2 * before) - before) / 4
+    def run(call: Call) -> Result:
+        way, begin = rivals.choose(), perf_counter()
+        result = runs[way](call)
+        rivals.note(way, perf_counter() - begin)
         return result
+
+    return run
 
 
 class _Lanes(threads.Prepared):

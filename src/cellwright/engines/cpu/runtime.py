@@ -7,6 +7,7 @@ import struct
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from time import perf_counter
 from typing import Any
 
 import torch
@@ -18,6 +19,7 @@ from cellwright.engines.cpu.members import Arguments, Script, Stride, pad
 from cellwright.engines.cpu.memory import memory
 from cellwright.engines.cpu.ordered import LARGE_PACK, OrderedWeights, Weight
 from cellwright.engines.cpu.program import ENTRY, NUMBERS, Program, weights_slot
+from cellwright.engines.cpu.rivals import Rivals
 
 SHARE_FROM, SHARE_EACH = 50_000, 8_000
 """Multiplications in a step from which the units of a small batch are shared out, and of each
@@ -137,6 +139,7 @@ class Compiled:
         of_units = [node for node, each in program.sources.items() if each.kind is Kind.ROWS]
         self._read = sum(program.sizes[node.size] for node in of_units)
         self._local = threading.local()
+        self._rivals: dict[tuple[int, ...], Rivals] = {}
 
     def run(
         self, at: Addresses, packed: int, steps: int, rows: int, *, reverse: bool = False,
@@ -151,10 +154,16 @@ class Compiled:
             reverse: steps are taken from the last to the first.
             ring: only two steps of each state are kept.
         """
-        how, team = self._way(steps, rows)
+        kind = rows, threads.count(), steps.bit_length()
+        other = other_way(self.work, steps, rows)
+        rivals = None if other is None else self._rivals.setdefault(kind, Rivals())
+        number, begin = rivals.choose() if rivals else 0, perf_counter()
+        how, team = other if other and number else self._way(steps, rows)
         self._take_temporaries(at, rows, team if how == threads.SHARES else 1)
         arguments = self._arguments(at, packed, steps, rows, reverse, ring)
         threads.launch(self.address, arguments, rows, how, team)
+        if rivals is not None:
+            rivals.note(number, (perf_counter() - begin) / steps)
 
     def task(
         self, at: Addresses, packed: int, steps: int, rows: int, *, reverse: bool = False,

@@ -32,6 +32,10 @@ LEAST = 2_000_000
 """Multiplications in the loops of all layers from which another thread pays, though it may have to
 be woken."""
 
+LEAST_TRAINING, TRAINING_STEPS, TRAINING_ROWS = 30_000_000, 300, 4
+"""Multiplications and steps from which, and rows up to which, it pays with gradients: calls that
+come again are ready only one layer after the other."""
+
 FEW_ROWS, SMALL_WEIGHTS = 8, 150_000
 """Rows and weights up to which two threads gain by a layer each where they could share out its
 loop: weights that are read by one thread and then by the other come from afar."""
@@ -41,7 +45,7 @@ PIECES, SHORTEST = 20, 6
 of x for few rows, and one of many lets the layer above wait."""
 
 
-def are_faster(signatures: Sequence[Signature], x: Tensor) -> bool:
+def are_faster(signatures: Sequence[Signature], x: Tensor, *, keep: bool) -> bool:
     """Whether the layers of a stack are faster as a wavefront, by the shapes.
 
     They are where the loop of each by itself would run on one thread. So they are on two threads
@@ -55,7 +59,10 @@ def are_faster(signatures: Sequence[Signature], x: Tensor) -> bool:
     double = x.dtype == torch.float64
     limit = jit.features_limit()
     works = [kernels(each.text, double, limit).step_work for each in signatures]
-    if steps <= SHORTEST or steps * rows * sum(works) < LEAST:
+    whole = steps * rows * sum(works)
+    if steps <= SHORTEST or whole < LEAST:
+        return False
+    if keep and (steps < TRAINING_STEPS or rows > TRAINING_ROWS or whole < LEAST_TRAINING):
         return False
     if all(way(work, steps, rows)[1] == 1 for work in works):
         return True
