@@ -26,6 +26,7 @@ from cellwright.engines.cpu import (
     population,
     runtime,
     scripted,
+    sharing,
     slots,
     spatial_kernels,
 )
@@ -191,9 +192,9 @@ def assert_equal(found, expected, what):
 UNITS = {
     "ALONE_BELOW": 0, "SHARE_ALONE_BELOW": 0, "SHARE_FROM": 0, "SHARE_EACH": 1, "LARGE_WEIGHTS": 0,
 }  # fmt: skip
-"""Limits of the runtime with which the units of a few rows are shared out, however few they are."""
+"""Limits with which the units of a few rows are shared out, however few they are."""
 
 
 def share_units(monkeypatch):
     for limit, value in UNITS.items():
-        monkeypatch.setattr(runtime, limit, value)
+        monkeypatch.setattr(sharing, limit, value)

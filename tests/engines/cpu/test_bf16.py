@@ -19,7 +19,7 @@ from engines.test_backward import UNUSUAL
 from llvmlite import ir
 
 import cellwright as cw
-from cellwright.engines.cpu import bfloat, jit, kernels, matrices, product, runtime, threads
+from cellwright.engines.cpu import bfloat, jit, kernels, matrices, product, sharing, threads
 from cellwright.engines.cpu.ops import Lanes
 from cellwright.engines.reference import ReferenceEngine
 from cellwright.errors import EngineError
@@ -205,7 +205,7 @@ def test_any_number_of_threads(name, shared, monkeypatch):
     call = call_of(name, Shape(5, 7, 35, 37))
     results, gradients, arriving = by_cpu(call)
     for limit, value in SHARED[shared].items():
-        monkeypatch.setattr(runtime, limit, value)
+        monkeypatch.setattr(sharing, limit, value)
     how = threads.ROWS if shared == "batch" else threads.SHARES
     for team in (2, 3):
         torch.set_num_threads(team)
@@ -279,11 +279,11 @@ def test_outer_products_of_whole_numbers_are_exact(team):
         add(job, m, n, k, left, right, gradient, initial, k - 1)
         whole = torch.cat([right[:-1], initial])
         expected.append((gradient, left.double().T @ whole.double(), left, right, initial))
-    original, runtime.ALONE_BELOW = runtime.ALONE_BELOW, 0
+    original, sharing.ALONE_BELOW = sharing.ALONE_BELOW, 0
     try:
         job.run()
     finally:
-        runtime.ALONE_BELOW = original
+        sharing.ALONE_BELOW = original
     guards.check()
     for gradient, sums, *_ in expected:
         assert torch.equal(gradient.double(), sums)

@@ -16,7 +16,7 @@ from engines.cpu.cpu_cases import ENGINE, UNITS, Guards, assert_equal, by_cpu, b
 from engines.test_backward import UNUSUAL
 
 from cellwright.engines import Cotangents
-from cellwright.engines.cpu import jit, kernels, packing, product, runtime, threads
+from cellwright.engines.cpu import jit, kernels, packing, product, sharing, threads
 from cellwright.engines.cpu.joined import pays
 from cellwright.engines.cpu.programs import can_fuse, forward
 from cellwright.lang import cell, cos, mean, next_state, tanh
@@ -91,7 +91,7 @@ SHARED = {
 def test_any_number_of_threads(name, shared, monkeypatch):
     expected(name)
     for limit, value in SHARED[shared].items():
-        monkeypatch.setattr(runtime, limit, value)
+        monkeypatch.setattr(sharing, limit, value)
     how = threads.ROWS if shared == "batch" else threads.SHARES
     call = call_of(name)
     for team in (2, 3):

@@ -7,7 +7,7 @@ import torch
 from engines.cases import CATALOGUE, Shape, make_call
 from engines.cpu.cpu_cases import Guards, cast, poison
 
-from cellwright.engines.cpu import matrices, runtime, threads
+from cellwright.engines.cpu import matrices, sharing, threads
 from cellwright.engines.cpu.kernels import kernels
 from cellwright.plan import StepOptions
 
@@ -117,7 +117,7 @@ def test_states_before_each_step(steps, rows, reverse, dtype):
 @pytest.mark.parametrize("size", [(7, 65, 513), (13, 130, 1100), (5, 3, 7)], ids=str)
 def test_a_sum_goes_on_where_it_stopped(size, dtype, monkeypatch):
     """Rows in parts, the last part first, have the bits of all rows from the last to the first."""
-    monkeypatch.setattr(runtime, "ALONE_BELOW", 0)
+    monkeypatch.setattr(sharing, "ALONE_BELOW", 0)
     torch.set_num_threads(2)
     (m, n, k), guards = size, Guards()
     left, right = draw(guards, k, m, m, dtype), draw(guards, k, n, n, dtype)
@@ -137,7 +137,7 @@ def test_a_sum_goes_on_where_it_stopped(size, dtype, monkeypatch):
 @both
 def test_several_jobs_and_threads(dtype, monkeypatch):
     """Each job is shared out; the bits are those of one thread."""
-    monkeypatch.setattr(runtime, "ALONE_BELOW", 0)
+    monkeypatch.setattr(sharing, "ALONE_BELOW", 0)
     teams = []
     original = threads.launch
 

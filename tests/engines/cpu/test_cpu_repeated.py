@@ -7,7 +7,7 @@ import torch
 from engines.cpu.test_cpu_bits import Launches
 
 import cellwright as cw
-from cellwright.engines.cpu import lanes, repeated, rivals, runtime, wavefront
+from cellwright.engines.cpu import lanes, repeated, rivals, sharing, wavefront
 
 
 @pytest.fixture(autouse=True)
@@ -166,7 +166,7 @@ def test_layers_of_a_stack_start_together(cell, monkeypatch):
 @pytest.mark.parametrize("cell", ["lstm", "layer_norm_lstm"])
 def test_one_thread_and_several_take_turns_where_either_may_be_faster(cell, monkeypatch):
     for limit in ("CLOSE_FROM", "CLOSE_ALONE_BELOW"):
-        monkeypatch.setattr(runtime, limit, 0)
+        monkeypatch.setattr(sharing, limit, 0)
     torch.set_num_threads(2)
     with torch.no_grad():
         layer, x = cw.nn.Recurrent(cell, 5, 40), torch.randn(6, 1, 5)

@@ -19,7 +19,7 @@ from engines.test_backward import UNUSUAL
 import cellwright as cw
 from cellwright import sigmoid, tanh
 from cellwright.engines import Cotangents
-from cellwright.engines.cpu import runtime, spatial, spatial_backward, threads
+from cellwright.engines.cpu import sharing, spatial, spatial_backward, threads
 from cellwright.engines.cpu.spatial_kernels import BACKEND
 from cellwright.plan import StepOptions
 
@@ -204,7 +204,7 @@ def test_any_number_of_threads(name, dtype, monkeypatch, convolutions_on_one_thr
     call = make_spatial_call(spec, options_for(spec)["everything"], Shape(4, 3, 3, 9))
     call = cast(call, dtype)
     results, gradients, cotangents = by_cpu(call)
-    monkeypatch.setattr(runtime, "POINTWISE_ALONE_BELOW", 0)
+    monkeypatch.setattr(sharing, "POINTWISE_ALONE_BELOW", 0)
     teams, original = set(), threads.launch
 
     def launch(address, arguments, rows, how, team):

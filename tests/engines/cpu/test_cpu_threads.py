@@ -14,7 +14,7 @@ from engines.cpu.test_cpu_layers import H, I, make, randn, train
 from llvmlite import ir
 
 import cellwright as cw
-from cellwright.engines.cpu import jit, runtime, threads
+from cellwright.engines.cpu import jit, sharing, threads
 from cellwright.engines.cpu.ops import I64, POINTER
 from cellwright.lang import next_state, tanh
 
@@ -82,7 +82,7 @@ def test_torchs_number_is_obeyed(monkeypatch):
         original(*given)
 
     monkeypatch.setattr(threads, "launch", launch)
-    monkeypatch.setattr(runtime, "ALONE_BELOW", 0)
+    monkeypatch.setattr(sharing, "ALONE_BELOW", 0)
     layer = make("lstm")
     for team in (1, 3, 2):
         torch.set_num_threads(team)
@@ -130,7 +130,7 @@ def together(count, work):
 @pytest.mark.parametrize("shared", ["batch", "units"])
 def test_callers_at_the_same_time(library, shared, monkeypatch):
     """Each has its own working memory and arguments, also of a layer that they share."""
-    monkeypatch.setattr(runtime, "ALONE_BELOW", 0)
+    monkeypatch.setattr(sharing, "ALONE_BELOW", 0)
     if shared == "units":
         share_units(monkeypatch)
     torch.set_num_threads(2)

@@ -14,7 +14,7 @@ from cellwright.engines.cpu.images import Images
 from cellwright.engines.cpu.ops import I64, POINTER, Emitter, Lanes, Value
 from cellwright.engines.cpu.packing import transposed
 from cellwright.engines.cpu.program import ENTRY
-from cellwright.engines.cpu.runtime import POINTWISE_ALONE_BELOW
+from cellwright.engines.cpu.sharing import POINTWISE_ALONE_BELOW
 
 ARGUMENTS = ("source", "target", "rows", "columns")
 

@@ -15,8 +15,8 @@ from cellwright.engines.cpu.forward_pass import ForwardPass
 from cellwright.engines.cpu.kernels import kernels
 from cellwright.engines.cpu.members import Arguments, OneCall, Stride, lanes_driver
 from cellwright.engines.cpu.memory import memory
-from cellwright.engines.cpu.runtime import way
 from cellwright.engines.cpu.scripted import Scripted
+from cellwright.engines.cpu.sharing import way
 from cellwright.engines.cpu.turns import Turns, together
 from cellwright.engines.protocol import Call, Cotangents, Gradients, Result
 from cellwright.engines.signature import Signature

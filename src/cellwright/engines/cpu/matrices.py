@@ -8,7 +8,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 import torch
 from torch import Tensor
 
-from cellwright.engines.cpu import outer, runtime, threads
+from cellwright.engines.cpu import outer, sharing, threads
 from cellwright.engines.cpu.arrays import Index
 from cellwright.engines.cpu.helpers import helper
 from cellwright.engines.cpu.jobs import Job
@@ -66,7 +66,7 @@ class Product:
 
     def task(self) -> threads.Task:
         """The same as a task of a script."""
-        team = threads.count() if self.work > runtime.ALONE_BELOW else 1
+        team = threads.count() if self.work > sharing.ALONE_BELOW else 1
         elements = outer.left_elements(team, self.bf16)
         packed = memory.take("outer", elements, torch.float32).data_ptr() if elements else 0
         given = self._given(packed)

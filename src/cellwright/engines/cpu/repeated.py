@@ -20,7 +20,7 @@ from cellwright.engines.cpu.kernels import Kernels, kernels
 from cellwright.engines.cpu.members import lanes_driver
 from cellwright.engines.cpu.pages import quick_empty
 from cellwright.engines.cpu.rivals import Rivals
-from cellwright.engines.cpu.runtime import other_way
+from cellwright.engines.cpu.sharing import other_way
 from cellwright.engines.protocol import Call, Result
 
 MOST = 1 << 28

@@ -13,35 +13,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cellwright.engines.cpu import jit, product, threads
+from cellwright.engines.cpu import jit, product, sharing, threads
 from cellwright.engines.cpu.arrays import Kind
 from cellwright.engines.cpu.members import Arguments, Script, Stride, pad
 from cellwright.engines.cpu.memory import memory
 from cellwright.engines.cpu.ordered import LARGE_PACK, OrderedWeights, Weight
 from cellwright.engines.cpu.program import ENTRY, NUMBERS, Program, weights_slot
 from cellwright.engines.cpu.rivals import Rivals
-
-SHARE_FROM, SHARE_EACH = 50_000, 8_000
-"""Multiplications in a step from which the units of a small batch are shared out, and of each
-thread then, at least. Where threads reach each other's memory fast, less than that pays too."""
-
-CLOSE_FROM, CLOSE_TO = 12_000, 120_000
-"""Multiplications in a step between which it follows from the machine, and from what else runs on
-it, whether the units are better shared out."""
-
-LARGE_WEIGHTS, MANY_ROWS = 300_000, 48
-"""Weights that do not fit a processor's own cache are better shared out than read by every
-thread, unless each thread has many rows to use them for."""
-
-ALONE_BELOW, SHARE_ALONE_BELOW, CLOSE_ALONE_BELOW = 4_000_000, 1_500_000, 800_000
-"""Multiplications in a whole run below which one thread does it: where rows would be shared out,
-where units would, and where it is not known whether that is faster."""
-
-POINTWISE_ALONE_BELOW = 16_384
-"""Elements of a pass without products below which one thread does it."""
-
-SUMS_ALONE_BELOW = 1 << 18
-"""Numbers that sums over rows and steps read below which one thread does them."""
 
 
 @dataclass(frozen=True)
@@ -68,37 +46,6 @@ Addresses = dict[str, int]
 """Addresses of arrays by the names of a program's slots."""
 
 _extents = struct.Struct("4q").pack_into  # steps, rows, reverse, ring
-
-
-def way(work: int, steps: int, rows: int) -> tuple[int, int]:
-    """What of a loop is shared out among how many threads: ``threads.ROWS`` or ``threads.SHARES``.
-
-    Args:
-        work: multiplications of a row in a step.
-        steps, rows: extents of the loop.
-    """
-    team, in_step = threads.count(), rows * work
-    if _by_rows(work, rows, team):
-        return threads.ROWS, team if in_step * steps >= ALONE_BELOW else 1
-    if in_step < SHARE_FROM or in_step * steps < SHARE_ALONE_BELOW:
-        return threads.SHARES, 1
-    return threads.SHARES, max(1, min(team, in_step // SHARE_EACH))
-
-
-def other_way(work: int, steps: int, rows: int) -> tuple[int, int] | None:
-    """Another way that may be faster than :func:`way`; None where there is hardly any."""
-    team, in_step = threads.count(), rows * work
-    close = CLOSE_FROM <= in_step < CLOSE_TO and in_step * steps >= CLOSE_ALONE_BELOW
-    if team < 2 or not close or _by_rows(work, rows, team):
-        return None
-    if way(work, steps, rows)[1] > 1:
-        return threads.SHARES, 1
-    return threads.SHARES, max(2, min(team, in_step // SHARE_EACH))
-
-
-def _by_rows(work: int, rows: int, team: int) -> bool:
-    """Whether rows rather than units are shared out, if anything is."""
-    return rows >= 2 * team and (rows >= MANY_ROWS * team or work < LARGE_WEIGHTS)
 
 
 class Compiled:
@@ -155,7 +102,7 @@ class Compiled:
             ring: only two steps of each state are kept.
         """
         kind = rows, threads.count(), steps.bit_length()
-        other = other_way(self.work, steps, rows)
+        other = sharing.other_way(self.work, steps, rows)
         rivals = None if other is None else self._rivals.setdefault(kind, Rivals())
         number, begin = rivals.choose() if rivals else 0, perf_counter()
         how, team = other if other and number else self._way(steps, rows)
@@ -174,7 +121,7 @@ class Compiled:
         self._take_temporaries(at, rows, team if how == threads.SHARES else 1)
         own: dict[str, Any] = {}
         self._arguments(at, packed, steps, rows, reverse, ring, own)
-        brief = rows * self.work * steps < ALONE_BELOW
+        brief = rows * self.work * steps < sharing.ALONE_BELOW
         return threads.Task(own["arguments"], "run", self.address, rows, how, team, brief)
 
     def task_of_sums(self, at: Addresses, steps: int, rows: int, *, reverse: bool) -> threads.Task:
@@ -188,9 +135,9 @@ class Compiled:
     def _way(self, steps: int, rows: int) -> tuple[int, int]:
         """As :func:`way`, also of a program without products."""
         if self.work:
-            return way(self.work, steps, rows)
+            return sharing.way(self.work, steps, rows)
         team = threads.count()
-        few = rows < 2 * team or rows * steps * self._widest < POINTWISE_ALONE_BELOW
+        few = rows < 2 * team or rows * steps * self._widest < sharing.POINTWISE_ALONE_BELOW
         return threads.ROWS, 1 if few else team
 
     def add_to(
@@ -235,7 +182,7 @@ class Compiled:
         """Run a program without products; the rows are shared out."""
         self._take_temporaries(at, rows, 1)
         arguments = self._arguments(at, 0, steps, rows, reverse, False)
-        team = threads.count() if rows * self._widest >= POINTWISE_ALONE_BELOW else 1
+        team = threads.count() if rows * self._widest >= sharing.POINTWISE_ALONE_BELOW else 1
         threads.launch(self.address, arguments, rows, threads.ROWS, team)
 
     def run_sums(self, at: Addresses, steps: int, rows: int, *, reverse: bool) -> None:
@@ -248,7 +195,7 @@ class Compiled:
         threads.launch(self.address, arguments, rows, threads.SHARES, team)
 
     def _team_of_sums(self, steps: int, rows: int) -> int:
-        return threads.count() if rows * steps * self._read >= SUMS_ALONE_BELOW else 1
+        return threads.count() if rows * steps * self._read >= sharing.SUMS_ALONE_BELOW else 1
 
     def prepare(
         self, weights: Sequence[Tensor], rows: int, shares: int
@@ -317,7 +264,7 @@ class Compiled:
         how, team = way or self._way(steps, rows)
         values, place, held = self._room(rows, team if how == threads.SHARES else 1)
         _extents(values, self._extents_at, steps, rows, reverse, 1 if ring else -1)
-        brief = rows * self.work * steps < ALONE_BELOW
+        brief = rows * self.work * steps < sharing.ALONE_BELOW
         launches = [threads.Launch(self.address, place, rows, how, team, brief)]
         place_weights: Callable[[Sequence[Tensor]], None] | None = None
         if self.packed:

@@ -22,8 +22,8 @@ from cellwright.engines.cpu.fronts import Parts, fronts, once
 from cellwright.engines.cpu.kernels import kernels
 from cellwright.engines.cpu.memory import memory
 from cellwright.engines.cpu.pieces import Layer, Piecewise, in_pieces
-from cellwright.engines.cpu.runtime import way
 from cellwright.engines.cpu.schedule import Table
+from cellwright.engines.cpu.sharing import way
 from cellwright.engines.cpu.turns import together
 from cellwright.engines.protocol import Call, Cotangents, Gradients, Result
 from cellwright.engines.signature import Signature
